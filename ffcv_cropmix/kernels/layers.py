@@ -1,0 +1,149 @@
+"""From mixing steps to layers: what of each view remains visible, with which weight, in painter's order.
+
+Mixing view after view would touch every output pixel once a view. A plan collapses first: under mixup a view's final
+weight is a product of lams; under cutmix each view is a rectangle that later ones cover.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .jit import jit
+from .sampling import MAX_VIEWS, MIXUP
+
+
+class Layers(NamedTuple):
+    """Up to MAX_VIEWS layers, the lowest first."""
+
+    crops: Any  # int64 (MAX_VIEWS, 4): top, left, height, width in the image
+    weights: Any  # float64 (MAX_VIEWS,): mixup adds them up to 1; cutmix paints, with weight 1
+    permutations: Any  # int64 (MAX_VIEWS, 3): output channel c is the view's channel permutation[c]
+    rectangles: Any  # int64 (MAX_VIEWS, 4): row0, col0, row1, col1 in the output
+
+
+@jit
+def new_layers():
+    """Space for any plan's layers."""
+    return Layers(
+        np.empty((MAX_VIEWS, 4), np.int64),
+        np.empty(MAX_VIEWS, np.float64),
+        np.empty((MAX_VIEWS, 3), np.int64),
+        np.empty((MAX_VIEWS, 4), np.int64),
+    )
+
+
+@jit
+def set_layer(layers, position, crop, output_height, output_width):
+    """Put a view that covers the whole output, with weight 1 and its channels in order, at a position."""
+    for k in range(4):
+        layers.crops[position, k] = crop[k]
+    layers.weights[position] = 1.0
+    for channel in range(3):
+        layers.permutations[position, channel] = channel
+    layers.rectangles[position, 0] = 0
+    layers.rectangles[position, 1] = 0
+    layers.rectangles[position, 2] = output_height
+    layers.rectangles[position, 3] = output_width
+
+
+@jit
+def _move_layer(layers, source, target):
+    for k in range(4):
+        layers.crops[target, k] = layers.crops[source, k]
+        layers.rectangles[target, k] = layers.rectangles[source, k]
+    for channel in range(3):
+        layers.permutations[target, channel] = layers.permutations[source, channel]
+    layers.weights[target] = layers.weights[source]
+
+
+@jit
+def _permute(layers, start, stop, permutation):
+    """Permute the channels of the mix of layers start to stop - 1: out[c] = mix[permutation[c]]."""
+    for position in range(start, stop):
+        old = layers.permutations[position]
+        red, green, blue = old[permutation[0]], old[permutation[1]], old[permutation[2]]
+        old[0] = red
+        old[1] = green
+        old[2] = blue
+
+
+@jit
+def _clip_layers(layers, count, box):
+    """Keep of each layer only what lies in the box; drop what is empty; return how many remain."""
+    kept = 0
+    for position in range(count):
+        rectangle = layers.rectangles[position]
+        rectangle[0] = max(rectangle[0], box[0])
+        rectangle[1] = max(rectangle[1], box[1])
+        rectangle[2] = min(rectangle[2], box[2])
+        rectangle[3] = min(rectangle[3], box[3])
+        if rectangle[0] < rectangle[2] and rectangle[1] < rectangle[3]:
+            _move_layer(layers, position, kept)
+            kept += 1
+    return kept
+
+
+@jit
+def _drop_covered(layers, count):
+    """Drop each layer that lies wholly under one later layer; return how many remain."""
+    kept = 0
+    for position in range(count):
+        below = layers.rectangles[position]
+        covered = False
+        for other in range(position + 1, count):
+            above = layers.rectangles[other]
+            if above[0] <= below[0] and above[1] <= below[1] and above[2] >= below[2] and above[3] >= below[3]:
+                covered = True
+        if not covered:
+            _move_layer(layers, position, kept)
+            kept += 1
+    return kept
+
+
+@jit
+def collapse(plan, number, operation, output_height, output_width, layers):
+    """Fill `layers` from the plan (PlanArrays) of `number` views; return the number of layers, at least 1.
+
+    No layer is drawn whose weight is zero or that is wholly covered.
+    """
+    set_layer(layers, 0, plan.crops[0], output_height, output_width)
+    count = 1
+    for step in range(number - 1):
+        crop = plan.crops[step + 1]
+        permutation = plan.permutations[step]
+        if operation == MIXUP:
+            lam = plan.lams[step]
+            set_layer(layers, count, crop, output_height, output_width)
+            if lam > 0.5:
+                _permute(layers, count, count + 1, permutation)
+            else:
+                _permute(layers, 0, count, permutation)
+            for position in range(count):
+                layers.weights[position] *= lam
+            layers.weights[count] = 1.0 - lam
+            count += 1
+        elif plan.paste_next[step]:
+            box = plan.boxes[step]
+            if box[0] < box[2] and box[1] < box[3]:
+                set_layer(layers, count, crop, output_height, output_width)
+                _permute(layers, count, count + 1, permutation)
+                for k in range(4):
+                    layers.rectangles[count, k] = box[k]
+                count += 1
+        else:
+            _permute(layers, 0, count, permutation)
+            count = _clip_layers(layers, count, plan.boxes[step])
+            for position in range(count, 0, -1):
+                _move_layer(layers, position - 1, position)
+            set_layer(layers, 0, crop, output_height, output_width)
+            count += 1
+    if operation == MIXUP:
+        kept = 0
+        for position in range(count):
+            if layers.weights[position] > 0.0:
+                _move_layer(layers, position, kept)
+                kept += 1
+        return kept
+    return _drop_covered(layers, count)

@@ -1,0 +1,217 @@
+"""Drawing the parameters of one mixed image. Draw first: no pixel is touched here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .jit import jit
+from .rng import beta, make_key, uniforms
+
+MAX_VIEWS = 8
+
+MIXUP = 0
+CUTMIX = 1
+
+# Streams of random numbers of one sample (rng.py). Views and steps come in eights.
+_CROP_STREAM = 0  # + view, one block a try
+_MIX_STREAM = 8  # + step: lam, or box and coin
+_PERMUTATION_STREAM = 16  # + step
+_IMAGE_STREAM = 24  # block 0: number, flip; blocks 1 and 2: order of the views
+
+_CROP_TRIES = 10
+
+
+class SamplingOptions(NamedTuple):
+    """What the draws depend on besides the key: numbers only, so that compiled code takes it as it is."""
+
+    scale_low: float
+    scale_high: float
+    log_ratio_low: float
+    log_ratio_high: float
+    number_digits: int  # the numbers of views to draw from as decimal digits, as the authors write them: 234
+    operation: int  # MIXUP or CUTMIX
+    mix_ratio: float
+    inter_aug: bool
+    flip_probability: float
+    seed_low: int
+    seed_high: int
+
+
+class PlanArrays(NamedTuple):
+    """The arrays that hold the plan of one image. Step k mixes view k + 1 into the composite of views 0 to k."""
+
+    crops: Any  # int64 (MAX_VIEWS, 4): top, left, height, width, in mixing order
+    lams: Any  # float64 (MAX_VIEWS - 1,): mixup, weight of the composite
+    boxes: Any  # int64 (MAX_VIEWS - 1, 4): cutmix, row0, col0, row1, col1 in the output
+    paste_next: Any  # bool (MAX_VIEWS - 1,): cutmix, the next view's box goes into the composite, else the reverse
+    permutations: Any  # int64 (MAX_VIEWS - 1, 3): channels of one operand of each step
+
+
+@jit
+def new_plan_arrays():
+    """Space for any plan."""
+    return PlanArrays(
+        np.empty((MAX_VIEWS, 4), np.int64),
+        np.empty(MAX_VIEWS - 1, np.float64),
+        np.empty((MAX_VIEWS - 1, 4), np.int64),
+        np.empty(MAX_VIEWS - 1, np.bool_),
+        np.empty((MAX_VIEWS - 1, 3), np.int64),
+    )
+
+
+@jit
+def _round(value):
+    return int(math.floor(value + 0.5))
+
+
+@jit
+def _index_below(u, n):
+    """A number of 0 to n - 1 from a uniform number."""
+    return min(int(u * n), n - 1)
+
+
+@jit
+def sample_crop(key, stream, height, width, scale_low, scale_high, log_ratio_low, log_ratio_high, crop):
+    """Fill crop (top, left, height, width) as torchvision's RandomResizedCrop.get_params does, at least 1 x 1 px.
+
+    The area is uniform in (scale_low, scale_high) of the image's, the aspect ratio log-uniform; after ten tries that
+    do not fit, the largest centred crop with an allowed ratio.
+    """
+    area = float(height) * float(width)
+    for attempt in range(_CROP_TRIES):
+        u, v, s, t = uniforms(key, stream, attempt)
+        target = area * (scale_low + (scale_high - scale_low) * u)
+        ratio = math.exp(log_ratio_low + (log_ratio_high - log_ratio_low) * v)
+        crop_width = _round(math.sqrt(target * ratio))
+        crop_height = _round(math.sqrt(target / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            crop[0] = _index_below(s, height - crop_height + 1)
+            crop[1] = _index_below(t, width - crop_width + 1)
+            crop[2] = crop_height
+            crop[3] = crop_width
+            return
+    crop_width = width
+    crop_height = height
+    image_ratio = width / height
+    if image_ratio < math.exp(log_ratio_low):
+        crop_height = max(_round(width / math.exp(log_ratio_low)), 1)
+    elif image_ratio > math.exp(log_ratio_high):
+        crop_width = max(_round(height * math.exp(log_ratio_high)), 1)
+    crop[0] = (height - crop_height) // 2
+    crop[1] = (width - crop_width) // 2
+    crop[2] = crop_height
+    crop[3] = crop_width
+
+
+@jit
+def _sample_number(u, digits):
+    """One of the decimal digits of `digits`, each as likely."""
+    count = 0
+    rest = digits
+    while rest > 0:
+        count += 1
+        rest //= 10
+    for _ in range(_index_below(u, count)):
+        digits //= 10
+    return digits % 10
+
+
+@jit
+def _shuffled_band(key, number, order_position):
+    """Which band the view at a position of the mixing order comes from: a Fisher-Yates shuffle, without an array.
+
+    A band is followed back through the swaps: at most eight steps. Two views are not shuffled (the authors' code).
+    """
+    if number < 3:
+        return order_position
+    a, b, c, d = uniforms(key, _IMAGE_STREAM, 1)
+    e, f, g, _ = uniforms(key, _IMAGE_STREAM, 2)
+    draws = (a, b, c, d, e, f, g)
+    # swap k exchanges positions k and j(k) <= k, for k from number - 1 down to 1; undo from the last to the first
+    position = order_position
+    for k in range(1, number):
+        j = _index_below(draws[k - 1], k + 1)
+        if position == k:
+            position = j
+        elif position == j:
+            position = k
+    return position
+
+
+@jit
+def _sample_box(u, row, column, height, width, box):
+    """Fill box (row0, col0, row1, col1): sides sqrt(1 - u) of the output's, centred on (row, column), clipped."""
+    side = math.sqrt(1.0 - u)
+    half_height = int(height * side) // 2
+    half_width = int(width * side) // 2
+    center_row = _index_below(row, height)
+    center_column = _index_below(column, width)
+    box[0] = max(center_row - half_height, 0)
+    box[1] = max(center_column - half_width, 0)
+    box[2] = min(center_row + half_height, height)
+    box[3] = min(center_column + half_width, width)
+
+
+@jit
+def _sample_permutation(u, permutation):
+    """Fill one of the six orders of three channels."""
+    index = _index_below(u, 6)
+    first = index // 2
+    second = (first + 1 + index % 2) % 3
+    permutation[0] = first
+    permutation[1] = second
+    permutation[2] = 3 - first - second
+
+
+@jit
+def sample(options, index, epoch, height, width, output_height, output_width, plan):
+    """Draw the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of views, flip).
+
+    height, width: of the image, px. Source: arXiv 2205.15955, section 3, and the authors' code.
+    """
+    key = make_key(options.seed_low, options.seed_high, index, epoch)
+    u, v, _, _ = uniforms(key, _IMAGE_STREAM, 0)
+    number = _sample_number(u, options.number_digits)
+    flip = v < options.flip_probability
+    band = (options.scale_high - options.scale_low) / number
+    for view in range(number):
+        place = _shuffled_band(key, number, view)
+        low = options.scale_low + place * band
+        sample_crop(
+            key,
+            _CROP_STREAM + place,
+            height,
+            width,
+            low,
+            low + band,
+            options.log_ratio_low,
+            options.log_ratio_high,
+            plan.crops[view],
+        )
+    for step in range(number - 1):
+        if options.operation == MIXUP:
+            plan.lams[step] = beta(key, _MIX_STREAM + step, options.mix_ratio / number)
+        else:
+            u, v, s, t = uniforms(key, _MIX_STREAM + step, 0)
+            _sample_box(u, v, s, output_height, output_width, plan.boxes[step])
+            plan.paste_next[step] = t > 0.5
+        if options.inter_aug:
+            u, _, _, _ = uniforms(key, _PERMUTATION_STREAM + step, 0)
+            _sample_permutation(u, plan.permutations[step])
+        else:
+            for channel in range(3):
+                plan.permutations[step, channel] = channel
+    return number, flip
+
+
+@jit
+def center_crop(height, width, ratio, crop):
+    """Fill the centred square crop whose side is `ratio` of the shorter side (FFCV's rule), at least 1 px."""
+    side = max(int(ratio * min(height, width)), 1)
+    crop[0] = (height - side) // 2
+    crop[1] = (width - side) // 2
+    crop[2] = side
+    crop[3] = side
