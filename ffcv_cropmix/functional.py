@@ -1,0 +1,63 @@
+"""cropmix: apply a plan to an image. No randomness here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from .kernels.jit import jit
+from .kernels.layers import collapse, new_layers
+from .kernels.render import new_scratch, render
+from .plan import OPERATIONS, MixPlan, check_size
+
+INTERPOLATIONS = ("bilinear",)
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Raise ValueError unless the kernels have this filter."""
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+
+
+@jit
+def _cropmix(image, plan, number, operation, flip, out):
+    height, width, _ = image.shape
+    output_height, output_width, _ = out.shape
+    layers = new_layers()
+    count = collapse(plan, number, operation, output_height, output_width, layers)
+    scratch = new_scratch(height, width, output_height, output_width)
+    render(image, layers, count, operation, flip, out, scratch)
+
+
+def cropmix(
+    image: np.ndarray,
+    plan: MixPlan,
+    output_size: tuple[int, int] = (224, 224),
+    interpolation: Literal["bilinear"] = "bilinear",
+) -> np.ndarray:
+    """Crop, resize and mix an image as a plan says (arXiv 2205.15955, section 3).
+
+    Args:
+        image: uint8 (height, width, 3), any size >= 1.
+        plan: from `sample_plan`, or made by hand.
+        output_size: (height, width) of the result, px, any size >= 1.
+        interpolation: "bilinear" is Pillow's, antialiased; each view is cropped first, then resized.
+
+    Returns:
+        uint8 (output height, output width, 3), rounded once, at the end.
+
+    Raises:
+        ValueError: the image is not uint8 (height, width, 3), a crop leaves it, or a size is below 1.
+    """
+    image = np.ascontiguousarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"image is uint8 (height, width, 3), got {image.dtype} {image.shape}")
+    check_interpolation(interpolation)
+    height, width = check_size("output_size", output_size)
+    plan.check_fits(*image.shape[:2])
+    image = image.view()
+    image.setflags(write=False)  # one type, one compilation: see kernels.jit.as_readonly
+    out = np.empty((height, width, 3), np.uint8)
+    _cropmix(image, plan.pack((height, width)), len(plan.crops), OPERATIONS[plan.operation], plan.flip, out)
+    return out

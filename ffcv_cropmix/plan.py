@@ -1,0 +1,228 @@
+"""MixPlan: the drawn parameters of one mixed image, and how they are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .kernels.sampling import CUTMIX, MAX_VIEWS, MIXUP, PlanArrays, SamplingOptions, new_plan_arrays, sample
+
+Operation = Literal["mixup", "cutmix"]
+
+OPERATIONS: dict[str, int] = {"mixup": MIXUP, "cutmix": CUTMIX}
+OPERATION_NAMES: dict[int, Operation] = {MIXUP: "mixup", CUTMIX: "cutmix"}
+
+Box = tuple[int, int, int, int]
+Permutation = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """Everything random about one CropMix image. `cropmix` applies it; nothing else is drawn.
+
+    Views are mixed in the order given: the composite starts as the first view; step k mixes view k + 1 into it.
+    With composite a and next view b, mixup makes lam * a + (1 - lam) * b; cutmix pastes the box of one into the other.
+    """
+
+    crops: Sequence[Box]
+    """(top, left, height, width) of each view in the image, px; 1 to 8 of them, in mixing order."""
+    operation: Operation = "mixup"
+    lams: Sequence[float] = ()
+    """mixup: the composite's weight at each step, in [0, 1]; one fewer than the views."""
+    boxes: Sequence[Box] = ()
+    """cutmix: (row0, col0, row1, col1) in the output, px, end-exclusive; may be empty (row0 >= row1)."""
+    paste_next: Sequence[bool] = ()
+    """cutmix: True pastes the next view's box into the composite, False the composite's box into the next view."""
+    permutations: Sequence[Permutation] | None = None
+    """Channels of one operand of each step: out[..., c] = operand[..., p[c]]. The operand is the one with the smaller
+    weight under mixup (lam > 0.5: the next view, else the composite), the pasted one under cutmix."""
+    flip: bool = False
+    """Mirror the mixed image left to right."""
+
+    def __post_init__(self) -> None:
+        views = len(self.crops)
+        if not 1 <= views <= MAX_VIEWS:
+            raise ValueError(f"crops: 1 to {MAX_VIEWS} views can be mixed, got {views}")
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"operation is 'mixup' or 'cutmix', got {self.operation!r}")
+        mixup = self.operation == "mixup"
+        expected = {
+            "lams": (self.lams, views - 1 if mixup else 0),
+            "boxes": (self.boxes, 0 if mixup else views - 1),
+            "paste_next": (self.paste_next, 0 if mixup else views - 1),
+            "permutations": (self.permutations, views - 1) if self.permutations is not None else ((), 0),
+        }
+        for name, (values, count) in expected.items():
+            if len(values) != count:
+                raise ValueError(f"{name}: {self.operation} of {views} views takes {count}, got {len(values)}")
+        for lam in self.lams:
+            if not 0.0 <= lam <= 1.0:
+                raise ValueError(f"lams are in [0, 1], got {lam}")
+        for permutation in self.permutations or ():
+            if sorted(permutation) != [0, 1, 2]:
+                raise ValueError(f"permutations are orders of 0, 1, 2, got {tuple(permutation)}")
+
+    def check_fits(self, height: int, width: int) -> None:
+        """Raise ValueError if a crop is empty or leaves an image of height x width px."""
+        for top, left, crop_height, crop_width in self.crops:
+            inside = top >= 0 and left >= 0 and top + crop_height <= height and left + crop_width <= width
+            if not (inside and crop_height >= 1 and crop_width >= 1):
+                crop = (top, left, crop_height, crop_width)
+                raise ValueError(f"crop (top, left, height, width) {crop} is not inside the image, {height} x {width}")
+
+    def pack(self, output_size: tuple[int, int]) -> PlanArrays:
+        """The arrays that the kernels read; boxes clipped to the output (height, width)."""
+        arrays = new_plan_arrays()
+        steps = len(self.crops) - 1
+        arrays.crops[: steps + 1] = self.crops
+        if self.operation == "mixup":
+            arrays.lams[:steps] = self.lams
+        else:
+            height, width = output_size
+            boxes = np.array(self.boxes, np.int64).reshape(-1, 4)
+            arrays.boxes[:steps] = np.clip(boxes, 0, [height, width, height, width])
+            arrays.paste_next[:steps] = self.paste_next
+        arrays.permutations[:steps] = (0, 1, 2) if self.permutations is None else np.reshape(self.permutations, (-1, 3))
+        return arrays
+
+
+def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
+    """Two ascending finite numbers in (low, high]."""
+    try:
+        first, second = (float(v) for v in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is a pair of numbers, got {value!r}") from None
+    if not low < first <= second <= high or math.isinf(second):
+        raise ValueError(f"{name} is a pair with {low:g} < first <= second{f' <= {high:g}' if high < math.inf else ''}"
+                         f", got {value!r}")
+    return first, second
+
+
+def _numbers(number: int | Sequence[int]) -> int:
+    """The numbers of views as decimal digits: 3 -> 3, (2, 3, 4) -> 234."""
+    numbers = [int(d) for d in str(number)] if isinstance(number, (int, np.integer)) else list(number)
+    valid = all(isinstance(n, (int, np.integer)) and 1 <= n <= MAX_VIEWS for n in numbers)
+    if isinstance(number, bool) or not numbers or not valid or len(numbers) > MAX_VIEWS:
+        raise ValueError(f"number is 1 to {MAX_VIEWS}, a tuple of such, or its digits such as 234, got {number!r}")
+    return int("".join(str(n) for n in numbers))
+
+
+def _operation(operation: str | int) -> int:
+    if isinstance(operation, str):
+        code = OPERATIONS.get(operation)
+    else:
+        code = operation if operation in OPERATION_NAMES else None
+    if code is None:
+        raise ValueError(f"operation is 'mixup' (0) or 'cutmix' (1), got {operation!r}")
+    return code
+
+
+def sampling_options(
+    *,
+    scale: float | tuple[float, float] = 0.01,
+    number: int | Sequence[int] = (2, 3, 4),
+    operation: Operation | int = "mixup",
+    mix_ratio: float = 0.4,
+    inter_aug: bool = False,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip_probability: float = 0.0,
+    seed: int = 0,
+) -> SamplingOptions:
+    """Check the options of CropMix and put them into the form that compiled code takes.
+
+    This is the one place where their defaults and meanings stand; the decoders, `sample_plan` and
+    `transforms.CropMix` pass theirs on.
+
+    Args:
+        scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high); 0 < low <= high <= 1. The
+            range is cut into as many equal bands as there are views, one crop from each.
+        number: how many views, 1 to 8, or several to draw from for each image with equal chances: (2, 3, 4), or as
+            digits, 234. One view is a plain RandomResizedCrop.
+        operation: "mixup" or "cutmix" (0 and 1, as the authors write them).
+        mix_ratio: mixup draws lam from Beta(mix_ratio / n, mix_ratio / n) for n views; > 0.
+        inter_aug: permute the colour channels of one operand of each mixing step.
+        ratio: (low, high) aspect ratio, width / height, of the crops; log-uniform.
+        flip_probability: chance that the mixed image is mirrored left to right.
+        seed: 0 to 2**64 - 1.
+
+    Raises:
+        ValueError: names the option and the value received.
+    """
+    scale_low, scale_high = _pair("scale", (scale, 1.0) if isinstance(scale, (int, float)) else scale, 0.0, 1.0)
+    ratio_low, ratio_high = _pair("ratio", ratio, 0.0, math.inf)
+    if not 0.0 < mix_ratio < math.inf:
+        raise ValueError(f"mix_ratio is a number above 0, got {mix_ratio!r}")
+    if not 0.0 <= flip_probability <= 1.0:
+        raise ValueError(f"flip_probability is in [0, 1], got {flip_probability!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed is an integer of 0 to 2**64 - 1, got {seed!r}")
+    return SamplingOptions(
+        scale_low=scale_low,
+        scale_high=scale_high,
+        log_ratio_low=math.log(ratio_low),
+        log_ratio_high=math.log(ratio_high),
+        number_digits=_numbers(number),
+        operation=_operation(operation),
+        mix_ratio=float(mix_ratio),
+        inter_aug=bool(inter_aug),
+        flip_probability=float(flip_probability),
+        seed_low=int(seed) & 0xFFFFFFFF,
+        seed_high=int(seed) >> 32,
+    )
+
+
+def check_size(name: str, size: Any) -> tuple[int, int]:
+    """(height, width), both integers >= 1, or ValueError."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is (height, width), got {size!r}") from None
+    for side in (height, width):
+        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
+            raise ValueError(f"{name} is (height, width), each an integer of at least 1, got {size!r}")
+    return int(height), int(width)
+
+
+def sample_plan(
+    height: int,
+    width: int,
+    *,
+    output_size: tuple[int, int] = (224, 224),
+    seed: int = 0,
+    epoch: int = 0,
+    index: int = 0,
+    **options: Any,
+) -> MixPlan:
+    """Draw the plan that the decoder uses for one sample in one epoch.
+
+    Args:
+        height, width: of the image, px.
+        output_size: (height, width) of the mixed image, px; cutmix boxes refer to it.
+        seed: of the decoder, 0 to 2**64 - 1.
+        epoch, index: of the pass, and of the sample (its row in the .beton), 0 to 2**32 - 1.
+        **options: scale, number, operation, mix_ratio, inter_aug, ratio, flip_probability, with the decoder's
+            meanings and defaults (`sampling_options`).
+
+    Returns:
+        A function of the arguments alone: equal arguments, equal plan.
+    """
+    height, width = check_size("the image", (height, width))
+    output_height, output_width = check_size("output_size", output_size)
+    drawn = sampling_options(seed=seed, **options)
+    arrays = new_plan_arrays()
+    number, flip = sample(drawn, index, epoch, height, width, output_height, output_width, arrays)
+    steps = number - 1
+    mixup = drawn.operation == MIXUP
+    return MixPlan(
+        crops=[tuple(crop) for crop in arrays.crops[:number].tolist()],
+        operation=OPERATION_NAMES[drawn.operation],
+        lams=arrays.lams[:steps].tolist() if mixup else (),
+        boxes=() if mixup else [tuple(box) for box in arrays.boxes[:steps].tolist()],
+        paste_next=() if mixup else arrays.paste_next[:steps].tolist(),
+        permutations=[tuple(p) for p in arrays.permutations[:steps].tolist()] if drawn.inter_aug else None,
+        flip=bool(flip),
+    )
