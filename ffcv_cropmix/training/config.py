@@ -1,0 +1,285 @@
+"""The options of train_imagenet.py: one dataclass per section, read from YAML and the command line.
+
+Sections and keys are those of ffcv-imagenet, so that its configuration files load, plus `cropmix`. Imports neither
+torch nor FFCV: a wrong option is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+Switch = bool | Literal[0, 1]
+"""On or off; ffcv-imagenet's files write true and 1 alike."""
+
+
+def _require(valid: bool, key: str, rule: str, value: object) -> None:
+    if not valid:
+        raise ValueError(f"{key} must be {rule}, got {value!r}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    arch: str = "resnet18"
+    """Name of a torchvision classification architecture"""
+    pretrained: Switch = 0
+    """Start from torchvision's ImageNet weights (downloaded); a head of another size starts afresh"""
+    num_classes: int | None = None
+    """Outputs of the model, at least 2; null: as many as the training set's sidecar names, else 1000"""
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes is None or self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
+
+
+@dataclass(kw_only=True, slots=True)
+class ResolutionConfig:
+    min_res: int = 160
+    """Side of the training images until epoch start_ramp, px"""
+    max_res: int = 160
+    """Side of the training images from epoch end_ramp, px; in between, the nearest multiple of 32 on the line"""
+    start_ramp: int = 0
+    """Epoch after which the side begins to grow"""
+    end_ramp: int = 0
+    """Epoch from which the side is max_res"""
+
+    def __post_init__(self) -> None:
+        _require(self.min_res >= 1, "resolution.min_res", ">= 1 px", self.min_res)
+        _require(self.max_res >= self.min_res, "resolution.max_res", f">= min_res = {self.min_res} px", self.max_res)
+        _require(self.start_ramp >= 0, "resolution.start_ramp", ">= 0", self.start_ramp)
+        rule = f">= start_ramp = {self.start_ramp}"
+        _require(self.end_ramp >= self.start_ramp, "resolution.end_ramp", rule, self.end_ramp)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    train_dataset: str
+    """Training set, a .beton file with the fields image and label"""
+    val_dataset: str
+    """Validation set, likewise"""
+    num_workers: int | None = None
+    """Threads that decode and augment; null, or more than the process may use: all its cores"""
+    in_memory: Switch = 1
+    """1: the files fit into the operating system's cache, order is fully random; 0: read page by page, quasi-random"""
+    gpu: int = 0
+    """Index of the GPU; without CUDA the run is on the CPU"""
+    flip_probability: float = 0.5
+    """Chance that a training image is mirrored left to right; 0 where that changes the class (digits, text)"""
+
+    def __post_init__(self) -> None:
+        workers = self.num_workers
+        _require(workers is None or workers >= 1, "data.num_workers", ">= 1", workers)
+        _require(self.gpu >= 0, "data.gpu", ">= 0", self.gpu)
+        _require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
+
+
+@dataclass(kw_only=True, slots=True)
+class LrConfig:
+    lr: float = 0.5
+    """Peak learning rate, for training.batch_size images a step"""
+    lr_schedule_type: Literal["cyclic", "step"] = "cyclic"
+    """cyclic: linear up to lr_peak_epoch, linear to 0 at the end; step: times step_ratio every step_length epochs"""
+    lr_peak_epoch: float = 2
+    """cyclic: epochs until the peak; beyond the run it moves to the middle"""
+    step_ratio: float = 0.1
+    """step: factor of each step"""
+    step_length: int = 30
+    """step: epochs between steps"""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < math.inf, "lr.lr", "> 0", self.lr)
+        _require(0 <= self.lr_peak_epoch < math.inf, "lr.lr_peak_epoch", ">= 0", self.lr_peak_epoch)
+        _require(0 < self.step_ratio < math.inf, "lr.step_ratio", "> 0", self.step_ratio)
+        _require(self.step_length >= 1, "lr.step_length", ">= 1", self.step_length)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggingConfig:
+    folder: str
+    """The run's own folder, made if missing: log, params.json, final_weights.pt"""
+    log_level: int = 1
+    """0: evaluate after the last epoch only; 1: after every epoch"""
+
+    def __post_init__(self) -> None:
+        _require(self.log_level >= 0, "logging.log_level", ">= 0", self.log_level)
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationConfig:
+    batch_size: int = 512
+    """Images a batch"""
+    resolution: int = 224
+    """Side of the validation images, px: the central 224/256 of the shorter side, resized"""
+    lr_tta: Switch = 1
+    """Average the outputs for each image and its mirror image"""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "validation.batch_size", ">= 1", self.batch_size)
+        _require(self.resolution >= 1, "validation.resolution", ">= 1 px", self.resolution)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    batch_size: int = 512
+    """Images a step"""
+    optimizer: Literal["sgd"] = "sgd"
+    """SGD with momentum, not Nesterov's"""
+    momentum: float = 0.9
+    """Momentum"""
+    weight_decay: float = 4e-5
+    """L2 penalty; not on normalisation layers and biases, see bn_wd"""
+    bn_wd: Switch = 0
+    """Weight decay on normalisation layers and biases as well"""
+    epochs: int = 30
+    """Passes over the training set"""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes"""
+    distributed: Switch = 0
+    """Train on dist.world_size processes; one process is all there is so far"""
+    use_blurpool: Switch = 0
+    """Blur before strided convolutions of at least 16 input channels"""
+    seed: int = 0
+    """Of initial weights, order and augmentation, 0 to 2**32 - 1"""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
+        _require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
+        _require(0 <= self.weight_decay < math.inf, "training.weight_decay", ">= 0", self.weight_decay)
+        _require(self.epochs >= 1, "training.epochs", ">= 1", self.epochs)
+        _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
+        _require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
+
+
+@dataclass(kw_only=True, slots=True)
+class DistConfig:
+    world_size: int = 1
+    """Processes, one per GPU; counts with training.distributed only"""
+    address: str = "localhost"
+    """Host of the first process"""
+    port: int = 12355
+    """Port of the first process"""
+
+    def __post_init__(self) -> None:
+        _require(self.world_size >= 1, "dist.world_size", ">= 1", self.world_size)
+        _require(1 <= self.port <= 65535, "dist.port", "in 1 to 65535", self.port)
+
+
+@dataclass(kw_only=True, slots=True)
+class CropMixConfig:
+    enabled: Switch = 0
+    """1: CropMix as below; 0: RandomResizedCrop, one crop of 8 % of the image or more, on the same kernels"""
+    scale: float = 0.01
+    """Smallest crop area as a share of the image's; (scale, 1) is cut into as many equal bands as there are crops"""
+    number: int = 234
+    """Crops an image, 1 to 8; several digits: drawn from per image, 234 is 2, 3 or 4"""
+    operation: Literal["mixup", "cutmix", 0, 1] = "mixup"
+    """How two crops are mixed; the authors write 0 for mixup and 1 for cutmix"""
+    mix_ratio: float = 0.4
+    """mixup: the weight of n crops is drawn from Beta(mix_ratio / n, mix_ratio / n)"""
+    inter_aug: Switch = 1
+    """Permute the colour channels of one operand of each mix"""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.scale <= 1, "cropmix.scale", "in (0, 1]", self.scale)
+        digits = bool(re.fullmatch("[1-8]{1,8}", str(self.number)))
+        _require(digits, "cropmix.number", "made of the digits 1 to 8", self.number)
+        _require(0 < self.mix_ratio < math.inf, "cropmix.mix_ratio", "> 0", self.mix_ratio)
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Everything that a run depends on."""
+
+    model: ModelConfig
+    """The network"""
+    resolution: ResolutionConfig
+    """Side of the training images over the epochs"""
+    data: DataConfig
+    """Where images come from"""
+    cropmix: CropMixConfig
+    """The augmentation"""
+    lr: LrConfig
+    """Learning rate, set anew for each step"""
+    training: TrainingConfig
+    """Optimisation"""
+    validation: ValidationConfig
+    """Evaluation"""
+    logging: LoggingConfig
+    """What the run leaves behind"""
+    dist: DistConfig
+    """Several processes"""
+
+    def __post_init__(self) -> None:
+        if self.training.distributed and self.dist.world_size > 1:
+            raise ValueError(
+                f"training.distributed=1 with dist.world_size={self.dist.world_size}: "
+                "this trainer runs in one process; set training.distributed=0"
+            )
+
+
+def usage_error(message: str) -> NoReturn:
+    """End the program with status 2 and one line on stderr."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line, and what may have been meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        usage_error(_shorten(message))
+
+
+def _shorten(message: str) -> str:
+    """jsonargparse's message without its vocabulary: `training.epochs: expected int, got 'many'`."""
+    sections = get_type_hints(Config)
+    mistyped = re.search(r'^Parser key "(\w+)\.(\w+)":(?:.|\n)*(?:Got value|Given value): (.*)', message)
+    if mistyped:
+        section, key, value = mistyped.groups()
+        return f"{section}.{key}: expected {_type_name(get_type_hints(sections[section])[key])}, got {value!r}"
+    unknown = re.match(r"unrecognized arguments: --([\w.]+)|Group '(\w+)' does not accept option '(\w+)'", message)
+    if unknown:
+        name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
+        keys = [f"{name}.{key.name}" for name, section in sections.items() for key in fields(section)]
+        close = difflib.get_close_matches(name, keys, n=3)
+        return f"there is no option {name}" + (f"; close to it: {', '.join(close)}" if close else "")
+    return message
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(str(value) for value in get_args(hint))
+    if get_args(hint):
+        return " or ".join(_type_name(part) for part in get_args(hint))
+    return "null" if hint is type(None) else hint.__name__
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """Read `--config-file FILE` and dotted overrides such as `--training.epochs=1` (default: the command line's).
+
+    What is wrong (key, type, range) ends the program with status 2 and one line on stderr.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser: Any = _Parser(
+        prog="train_imagenet.py",
+        description="Train an image classifier on .beton files, with CropMix or RandomResizedCrop.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config-file", "--config", action="config", help="YAML file; options after it override it")
+    parser.add_class_arguments(Config)
+    options = parser.parse_args(arguments)
+    sections = [section.name for section in fields(Config)]
+    for section in sections:
+        if not isinstance(options[section], Namespace):
+            usage_error(f"{section}: expected a section of options, got {options[section]!r}")
+    try:
+        options = parser.instantiate(options)
+        return Config(**{section: options[section] for section in sections})
+    except ValueError as error:
+        usage_error(str(error))

@@ -1,0 +1,153 @@
+"""The network: any torchvision architecture, BlurPool, normalisation inside, parameter groups."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_NORM_LAYERS = (
+    nn.modules.batchnorm._NormBase,  # batch and instance normalisation
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+_BLURPOOL_MIN_CHANNELS = 16  # leaves the stem, whose input is the image, as it is
+
+
+class BlurPoolConv2d(nn.Conv2d):
+    """A strided convolution that blurs its input first (Zhang 2019), against aliasing.
+
+    The filter is the 3 x 3 binomial, each channel on its own, zero-padded. The keys of the state dict are those of
+    the convolution that it replaces.
+    """
+
+    blur: Tensor
+
+    @classmethod
+    def replacing(cls, conv: nn.Conv2d) -> BlurPoolConv2d:
+        """The same convolution, with the same parameters, behind the blur."""
+        blurred = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device="meta",  # draws no random numbers
+        )
+        blurred.weight, blurred.bias = conv.weight, conv.bias
+        binomial = torch.tensor([1.0, 2.0, 1.0], device=conv.weight.device)
+        kernel = torch.outer(binomial, binomial) / 16
+        blurred.register_buffer("blur", kernel.repeat(conv.in_channels, 1, 1, 1), persistent=False)
+        return blurred
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.conv2d(input, self.blur, padding=1, groups=self.in_channels))
+
+
+def apply_blurpool(module: nn.Module) -> None:
+    """Blur before every strided convolution with at least 16 input channels, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= _BLURPOOL_MIN_CHANNELS:
+            setattr(module, name, BlurPoolConv2d.replacing(child))
+        else:
+            apply_blurpool(child)
+
+
+class NormalizedModel(nn.Module):
+    """`network` behind ImageNet's normalisation: images are uint8 (N, 3, H, W), as the loader delivers them.
+
+    What is worth saving is `network.state_dict()`, which knows nothing of this wrapper.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        mean, std = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * self.scale + self.shift)
+
+
+def check_arch(arch: str) -> None:
+    """Raise ValueError, naming close ones, if torchvision has no classification architecture of that name."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        close = difflib.get_close_matches(arch, known, n=3)
+        hint = f"close to it: {', '.join(close)}" if close else f"known are {', '.join(known)}"
+        raise ValueError(f"model.arch: torchvision has no architecture {arch!r}; {hint}")
+
+
+def create_network(arch: str, num_classes: int, *, pretrained: bool = False, blurpool: bool = False) -> nn.Module:
+    """A torchvision classifier that takes normalised float images (N, 3, H, W).
+
+    Args:
+        arch: name of a torchvision classification architecture, such as resnet50.
+        num_classes: outputs.
+        pretrained: start from torchvision's default weights; parameters whose shape depends on `num_classes` and does
+            not fit start afresh, and are named.
+        blurpool: see `apply_blurpool`.
+
+    Raises:
+        ValueError: torchvision has no such architecture; names close ones.
+    """
+    check_arch(arch)
+    options: dict[str, Any] = {}
+    if arch in ("googlenet", "inception_v3"):  # auxiliary heads off; pretrained, they expect another normalisation
+        options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained)}
+    network: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(progress=False, check_hash=True)
+        own = network.state_dict()
+        fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
+        network.load_state_dict(fitting, strict=False)
+        afresh = sorted(own.keys() - fitting.keys())
+        print(f"pretrained weights loaded{'; afresh: ' + ', '.join(afresh) if afresh else ''}")
+    if blurpool:
+        apply_blurpool(network)
+    return network
+
+
+def check_resolutions(model: NormalizedModel, resolutions: Iterable[int]) -> None:
+    """Raise ValueError if the model cannot take images of such a side, px, before hours are spent finding out."""
+    device = model.scale.device
+    model.eval()
+    for side in sorted(set(resolutions)):
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ValueError(f"the model does not take images of {side} x {side} px: {error}") from error
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = False) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser: no weight decay on normalisation layers and biases, unless `bn_wd`."""
+    exempt = {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, _NORM_LAYERS) or name.endswith("bias")
+    }
+    if bn_wd:
+        exempt = set()
+    return [
+        {"params": [p for p in model.parameters() if p not in exempt], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p in exempt], "weight_decay": 0.0},
+    ]

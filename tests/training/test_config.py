@@ -1,0 +1,195 @@
+"""Options: ffcv-imagenet's files load, mistakes are answered in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from ffcv_cropmix.training.config import Config, parse_config
+
+REPOSITORY = Path(__file__).parents[2]
+REQUIRED = ["--data.train_dataset=train.beton", "--data.val_dataset=val.beton", "--logging.folder=run"]
+
+# As ffcv-imagenet writes its files: every key of theirs, booleans as 1, 0 and true.
+THEIRS = """
+data:
+  gpu: 0
+  in_memory: 1
+  num_workers: 12
+dist:
+  world_size: 1
+  address: localhost
+  port: '12355'
+logging:
+  folder: /somewhere
+  log_level: 0
+lr:
+  lr: 0.5
+  lr_peak_epoch: 2
+  lr_schedule_type: cyclic
+  step_ratio: 0.1
+  step_length: 30
+model:
+  arch: resnet18
+  pretrained: 0
+resolution:
+  end_ramp: 13
+  max_res: 192
+  min_res: 160
+  start_ramp: 11
+training:
+  batch_size: 1024
+  bn_wd: 0
+  distributed: 0
+  epochs: 16
+  label_smoothing: 0.1
+  momentum: 0.9
+  optimizer: sgd
+  weight_decay: 5e-5
+  use_blurpool: 1
+validation:
+  batch_size: 512
+  lr_tta: true
+  resolution: 256
+"""
+
+
+def test_defaults() -> None:
+    config = parse_config(REQUIRED)
+    assert config.data.train_dataset == "train.beton"
+    assert (config.cropmix.enabled, config.cropmix.number, config.cropmix.scale) == (0, 234, 0.01)
+    assert config.model.num_classes is None
+    assert config.data.flip_probability == 0.5
+
+
+@pytest.mark.parametrize("option", ["--config-file", "--config"])
+def test_ffcv_imagenets_files_load_and_later_options_override(option: str, tmp_path: Path) -> None:
+    file = tmp_path / "rn18.yaml"
+    file.write_text(THEIRS)
+    config = parse_config([option, str(file), *REQUIRED, "--training.epochs=3", "--cropmix.enabled=true"])
+    assert (config.training.epochs, config.training.batch_size) == (3, 1024)
+    assert config.training.weight_decay == 5e-5
+    assert config.training.use_blurpool == 1
+    assert config.validation.lr_tta is True
+    assert config.dist.port == 12355
+    assert config.cropmix.enabled is True
+    assert config.logging.folder == "run"
+
+
+def test_shipped_schedule_loads_with_cropmix() -> None:
+    config = parse_config([f"--config-file={REPOSITORY / 'rn50_configs/rn50_16_epochs.yaml'}", *REQUIRED])
+    assert (config.model.arch, config.training.epochs) == ("resnet50", 16)
+    cropmix = config.cropmix
+    assert (cropmix.enabled, cropmix.scale, cropmix.number, cropmix.operation) == (1, 0.01, 234, "mixup")
+    assert (cropmix.mix_ratio, cropmix.inter_aug) == (0.4, 1)
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True"])
+def test_switches_on(value: str) -> None:
+    assert parse_config([*REQUIRED, f"--training.bn_wd={value}"]).training.bn_wd
+
+
+@pytest.mark.parametrize("value", ["0", "false"])
+def test_switches_off(value: str) -> None:
+    assert not parse_config([*REQUIRED, f"--validation.lr_tta={value}"]).validation.lr_tta
+
+
+def test_every_option_is_described(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_config(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name, section in get_type_hints(Config).items():
+        for key in fields(section):
+            described = text.split(f"  --{name}.{key.name} ")[1].split("(type:")[0].split("(required, type:")[0]
+            assert len(described.split()) >= 2, f"{name}.{key.name}"
+
+
+def test_print_config_loads_again(capsys, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_config([*REQUIRED, "--lr.lr=3", "--print_config"])
+    assert ended.value.code == 0
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse_config([f"--config={file}"]) == parse_config([*REQUIRED, "--lr.lr=3"])
+
+
+def _refused(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parse_config(arguments)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--training.epochs=many", "training.epochs: expected int, got 'many'"),
+        ("--training.epochs=2.5", "training.epochs: expected int, got '2.5'"),
+        ("--training.bn_wd=2", "training.bn_wd: expected bool or 0 or 1, got '2'"),
+        ("--model.num_classes=x", "model.num_classes: expected int or null, got 'x'"),
+        ("--training.optimizer=adam", "training.optimizer: expected sgd, got 'adam'"),
+        ("--cropmix.operation=blend", "cropmix.operation: expected mixup or cutmix or 0 or 1, got 'blend'"),
+        ("--training.epochs=0", "training.epochs must be >= 1, got 0"),
+        ("--training.weight_decay=-1", "training.weight_decay must be >= 0, got -1.0"),
+        ("--training.label_smoothing=1", "training.label_smoothing must be in [0, 1), got 1"),
+        ("--resolution.max_res=128", "resolution.max_res must be >= min_res = 160 px, got 128"),
+        ("--resolution.start_ramp=3", "resolution.end_ramp must be >= start_ramp = 3, got 0"),
+        ("--lr.lr=0", "lr.lr must be > 0, got 0"),
+        ("--data.flip_probability=1.5", "data.flip_probability must be in [0, 1], got 1.5"),
+        ("--data.num_workers=0", "data.num_workers must be >= 1, got 0"),
+        ("--cropmix.scale=0", "cropmix.scale must be in (0, 1], got 0"),
+        ("--cropmix.number=29", "cropmix.number must be made of the digits 1 to 8, got 29"),
+        ("--cropmix.mix_ratio=0", "cropmix.mix_ratio must be > 0, got 0"),
+        ("--model.num_classes=1", "model.num_classes must be >= 2, got 1"),
+        ("--validation.resolution=0", "validation.resolution must be >= 1 px, got 0"),
+        ("--dist.port=0", "dist.port must be in 1 to 65535, got 0"),
+        ("--training.epoch=3", "there is no option training.epoch; close to it: training.epochs"),
+        ("--config=missing.yaml", "missing.yaml"),
+    ],
+)
+def test_wrong_values_are_answered_in_one_line(option: str, message: str, capsys) -> None:
+    assert message in _refused([*REQUIRED, option], capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {epoch: 3}", "there is no option training.epoch; close to it: training.epochs"),
+        ("trainings: {epochs: 3}", "trainings.epochs"),
+        ("training: {epochs: [3]}", "training.epochs: expected int, got '[3]'"),
+        ("training: {epochs: 0}", "training.epochs must be >= 1, got 0"),
+        ("training: 3", "training: expected a section of options, got 3"),
+        ("training: {epochs: ", "Problems parsing config"),
+        ("3", "3"),
+    ],
+)
+def test_wrong_files_are_answered_in_one_line(text: str, message: str, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    assert message in _refused([*REQUIRED, f"--config={file}"], capsys)
+
+
+def test_missing_options_are_named(capsys) -> None:
+    message = _refused(["--logging.folder=run"], capsys)
+    assert message == "the following arguments are required: data.train_dataset, data.val_dataset"
+
+
+def test_several_processes_are_refused_and_one_is_not(capsys) -> None:
+    assert parse_config([*REQUIRED, "--training.distributed=1"]).training.distributed == 1
+    assert parse_config([*REQUIRED, "--dist.world_size=8"]).dist.world_size == 8
+    message = _refused([*REQUIRED, "--training.distributed=1", "--dist.world_size=8"], capsys)
+    assert "training.distributed=1 with dist.world_size=8" in message
+
+
+def test_options_are_read_without_torch_and_ffcv() -> None:
+    code = "import sys, ffcv_cropmix.training.config as c; assert not {'torch', 'ffcv', 'numba'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

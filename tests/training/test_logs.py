@@ -1,0 +1,116 @@
+"""The run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ffcv_cropmix.errors import DataError
+from ffcv_cropmix.training.config import Config, parse_config
+from ffcv_cropmix.training.logs import EpochRecord, RunLog
+
+
+def _config(folder: Path, *options: str) -> Config:
+    return parse_config(
+        [
+            "--data.train_dataset=t",
+            "--data.val_dataset=v",
+            f"--logging.folder={folder}",
+            "--training.epochs=2",
+            *options,
+        ]
+    )
+
+
+def _record(epoch: int, **evaluated: float) -> EpochRecord:
+    record = EpochRecord(epoch=epoch, train_loss=0.5, lr=0.1, resolution=48, images_per_second=200.0, seconds=40.0)
+    for name, value in evaluated.items():
+        setattr(record, name, value)
+    return record
+
+
+EVALUATED = {"top_1": 97.5, "top_5": 99.25, "val_loss": 0.125, "rms_calibration_error": 3.5}
+
+
+def test_params_hold_every_option(tmp_path: Path) -> None:
+    config = _config(tmp_path / "deep" / "run", "--cropmix.enabled=1")
+    RunLog(config)
+    params = json.loads((tmp_path / "deep" / "run" / "params.json").read_text())
+    assert params == asdict(config)
+    assert params["cropmix"]["enabled"] == 1
+
+
+def test_one_json_line_an_epoch_without_what_was_not_measured(tmp_path: Path, capsys) -> None:
+    log = RunLog(_config(tmp_path))
+    log.add(_record(0))
+    log.add(_record(1, **EVALUATED))
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    trained = {"train_loss": 0.5, "lr": 0.1, "resolution": 48, "images_per_second": 200.0, "seconds": 40.0}
+    assert lines == [{"epoch": 0, **trained}, {"epoch": 1, **trained, **EVALUATED}]
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/2: 48 px, lr 0.1, 200 images/s, train loss 0.500",
+        "epoch 2/2: 48 px, lr 0.1, 200 images/s, train loss 0.500, top-1 97.50 %",
+    ]
+
+
+def test_weights_are_the_plain_state_dict(tmp_path: Path) -> None:
+    log = RunLog(_config(tmp_path))
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    log.save_weights(network)
+    weights = torch.load(tmp_path / "final_weights.pt", weights_only=True)
+    assert list(weights) == list(network.state_dict())
+    assert torch.equal(weights["0.weight"], network[0].weight)
+
+
+def test_a_failed_write_leaves_the_old_weights_and_no_temporary_file(tmp_path: Path, monkeypatch) -> None:
+    log = RunLog(_config(tmp_path))
+    log.save_weights(nn.Linear(2, 3))
+    before = log.weights.read_bytes()
+
+    def fail(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        log.save_weights(nn.Linear(2, 3))
+    assert log.weights.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final_weights.pt", "params.json"]
+
+
+def test_closing_table(tmp_path: Path) -> None:
+    log = RunLog(_config(tmp_path, "--cropmix.enabled=1"))
+    log.add(_record(0))
+    log.add(_record(1, **EVALUATED))
+    rows = dict(line.split("  ", 1) for line in log.closing_table().splitlines())
+    assert {name: value.strip() for name, value in rows.items()} == {
+        "model": "resnet18, 2 epochs, CropMix 234",
+        "top-1": "97.50 %",
+        "top-5": "99.25 %",
+        "validation loss": "0.1250",
+        "RMS calibration error": "3.50 %",
+        "training loss": "0.5000",
+        "training images/s": "200",
+        "training time": "1 min 20 s",
+        "weights": str(tmp_path / "final_weights.pt"),
+    }
+
+
+def test_a_folder_with_a_run_is_not_written_to(tmp_path: Path) -> None:
+    RunLog(_config(tmp_path)).add(_record(0))
+    before = (tmp_path / "params.json").read_bytes()
+    with pytest.raises(DataError, match="already holds a run"):
+        RunLog(_config(tmp_path, "--training.seed=1"))
+    assert (tmp_path / "params.json").read_bytes() == before
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/run cannot be written: Not a directory"):
+        RunLog(_config(tmp_path / "file" / "run"))

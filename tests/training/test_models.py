@@ -1,0 +1,143 @@
+"""BlurPool, normalisation, parameter groups, architectures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ffcv_cropmix.training.models import (
+    BlurPoolConv2d,
+    NormalizedModel,
+    apply_blurpool,
+    check_resolutions,
+    create_network,
+    parameter_groups,
+)
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    """The 3 x 3 binomial filter of one (H, W) channel, zero-padded, as sums over neighbours."""
+    height, width = image.shape
+    padded = np.zeros((height + 2, width + 2))
+    padded[1:-1, 1:-1] = image
+    weights = {-1: 0.25, 0: 0.5, 1: 0.25}
+    blurred = np.zeros_like(image)
+    for down, vertical in weights.items():
+        for right, horizontal in weights.items():
+            shifted = padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+            blurred += vertical * horizontal * shifted
+    return blurred
+
+
+@pytest.mark.parametrize(("kernel", "padding", "groups"), [(3, 1, 1), (1, 0, 1), (3, 1, 4)])
+def test_blurpool_convolves_the_blurred_input(kernel: int, padding: int, groups: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 8, kernel, stride=2, padding=padding, groups=groups)
+    images = torch.randn(2, 16, 9, 7)
+    expected_input = np.array([[_blur(channel) for channel in image] for image in images.double().numpy()])
+    expected = conv.double()(torch.from_numpy(expected_input))
+    output = BlurPoolConv2d.replacing(conv.float())(images)
+    assert output.shape == (2, 8, 5, 4)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_blurpool_replaces_strided_convolutions_of_16_channels_or_more_only() -> None:
+    network = create_network("resnet50", 10, blurpool=True)
+    blurred = [name for name, module in network.named_modules() if isinstance(module, BlurPoolConv2d)]
+    expected = [f"layer{n}.0.{conv}" for n in (2, 3, 4) for conv in ("conv2", "downsample.0")]
+    assert blurred == expected
+    small = nn.Sequential(nn.Conv2d(15, 4, 3, stride=2), nn.Conv2d(16, 4, 3, stride=(1, 2)), nn.Conv2d(16, 4, 3))
+    apply_blurpool(small)
+    assert [isinstance(module, BlurPoolConv2d) for module in small] == [False, True, False]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v3_small"])
+def test_weights_with_blurpool_are_plain_torchvision_weights(arch: str) -> None:
+    model = NormalizedModel(create_network(arch, 10, blurpool=True))
+    plain = torchvision.models.get_model(arch, num_classes=10)
+    assert list(model.network.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(model.network.state_dict())  # strict
+
+
+def test_blurpool_keeps_initial_weights_and_random_numbers() -> None:
+    torch.manual_seed(3)
+    plain = create_network("resnet18", 10)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    blurred = create_network("resnet18", 10, blurpool=True)
+    assert torch.equal(torch.rand(1), drawn)
+    assert torch.equal(plain.layer2[0].conv1.weight, blurred.layer2[0].conv1.weight)
+
+
+def test_normaliser_equals_torchvisions_and_is_not_saved() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 6), dtype=torch.uint8)
+    model = NormalizedModel(nn.Identity())
+    mean, std = torchvision.models.ResNet18_Weights.DEFAULT.transforms().mean, (0.229, 0.224, 0.225)
+    expected = torchvision.transforms.functional.normalize(images / 255, list(mean), list(std))
+    torch.testing.assert_close(model(images), expected, atol=1e-6, rtol=1e-5)
+    assert model.state_dict() == {}
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    assert model(channels_last).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_weight_decay_on_norm_layers_and_biases() -> None:
+    network = create_network("resnet50", 10)
+    decayed, exempt = parameter_groups(network, 1e-4)
+    assert decayed["weight_decay"] == 1e-4
+    assert exempt["weight_decay"] == 0
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    exempt_names = {names[parameter] for parameter in exempt["params"]}
+    assert {"bn1.weight", "layer1.0.bn3.bias", "layer1.0.downsample.1.weight", "fc.bias"} <= exempt_names
+    assert {names[parameter] for parameter in decayed["params"]} == {
+        name for name, parameter in network.named_parameters() if parameter.ndim > 1
+    }
+    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
+
+
+def test_layer_norm_and_group_norm_are_norm_layers() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((2, 4)), nn.GroupNorm(2, 4), nn.BatchNorm1d(4))
+    decayed, exempt = parameter_groups(network, 1.0)
+    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(4, 4)]
+    assert len(exempt["params"]) == 7
+
+
+def test_bn_wd_decays_everything() -> None:
+    network = create_network("resnet18", 10)
+    decayed, exempt = parameter_groups(network, 1e-4, bn_wd=True)
+    assert len(decayed["params"]) == len(list(network.parameters()))
+    assert exempt["params"] == []
+    torch.optim.SGD([decayed, exempt], lr=0.1)  # takes the empty group
+
+
+def test_unknown_architecture_names_close_ones() -> None:
+    with pytest.raises(ValueError, match=r"model.arch: .*'resnet51'; close to it: .*resnet50") as caught:
+        create_network("resnet51", 10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_off(arch: str) -> None:
+    network = create_network(arch, 5).train()
+    assert network(torch.zeros(2, 3, 96, 96)).shape == (2, 5)
+
+
+def test_pretrained_weights_keep_all_but_the_head(monkeypatch, capsys) -> None:
+    weights = torchvision.models.get_model("resnet18").state_dict()
+    default = torchvision.models.get_model_weights("resnet18").DEFAULT
+    monkeypatch.setattr(type(default), "get_state_dict", lambda *_, **__: weights)
+    network = create_network("resnet18", 10, pretrained=True)
+    assert network.fc.out_features == 10
+    assert torch.equal(network.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
+    assert capsys.readouterr().out == "pretrained weights loaded; afresh: fc.bias, fc.weight\n"
+    assert torch.equal(create_network("resnet18", 1000, pretrained=True).fc.weight, weights["fc.weight"])
+    assert capsys.readouterr().out == "pretrained weights loaded\n"
+
+
+def test_a_resolution_that_the_model_cannot_take_is_named() -> None:
+    model = NormalizedModel(create_network("vit_b_32", 10))
+    check_resolutions(model, [224])
+    with pytest.raises(ValueError, match="does not take images of 192 x 192 px"):
+        check_resolutions(model, [224, 192])

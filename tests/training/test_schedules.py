@@ -1,0 +1,61 @@
+"""Learning rate and resolution against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from ffcv_cropmix.training.config import LrConfig, ResolutionConfig
+from ffcv_cropmix.training.schedules import lr_schedule, resolution
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [(0, 0), (0.5, 0.425), (1, 0.85), (2, 1.7), (2.5, 1.7 * 13.5 / 14), (9, 0.85), (15.5, 1.7 * 0.5 / 14), (16, 0)],
+)
+def test_cyclic_is_linear_up_to_the_peak_and_down_to_zero(position: float, expected: float) -> None:
+    lr_at = lr_schedule(LrConfig(lr=1.7, lr_peak_epoch=2), epochs=16)
+    assert lr_at(position) == pytest.approx(expected, abs=1e-12)
+
+
+def test_cyclic_peak_at_the_start_only_decays() -> None:
+    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=0), epochs=4)
+    assert [lr_at(epoch) for epoch in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+
+
+@pytest.mark.parametrize(("position", "expected"), [(0, 0.1), (29.99, 0.1), (30, 0.05), (59.5, 0.05), (60, 0.025)])
+def test_step_drops_every_step_length(position: float, expected: float) -> None:
+    config = LrConfig(lr=0.1, lr_schedule_type="step", step_ratio=0.5, step_length=30)
+    assert lr_schedule(config, epochs=90)(position) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("peak", "epochs"), [(2, 1), (2, 2), (5, 3)])
+def test_peak_beyond_the_run_moves_to_its_middle_and_says_so(peak: int, epochs: int, capsys) -> None:
+    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=peak), epochs=epochs)
+    assert lr_at(epochs / 2) == 1.0
+    assert lr_at(epochs / 4) == lr_at(epochs * 3 / 4) == pytest.approx(0.5)
+    assert capsys.readouterr().out == (
+        f"lr.lr_peak_epoch={peak} is beyond the {epochs} epochs: moved to {epochs / 2:g}\n"
+    )
+
+
+def test_peak_inside_the_run_stays_and_nothing_is_said(capsys) -> None:
+    assert lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=2), epochs=3)(2) == 1.0
+    assert capsys.readouterr().out == ""
+
+
+def test_resolution_ramp_of_the_16_epoch_schedule() -> None:
+    config = ResolutionConfig(min_res=160, max_res=192, start_ramp=11, end_ramp=13)
+    # Half way, 176 px is as near to 160 as to 192; Python and NumPy round 5.5 to 6.
+    assert [resolution(epoch, config) for epoch in range(16)] == [160] * 12 + [192] * 4
+
+
+def test_resolution_ramp_passes_multiples_of_32() -> None:
+    config = ResolutionConfig(min_res=128, max_res=224, start_ramp=2, end_ramp=10)
+    # On the line: 140, 152, 164, 176, 188, 200, 212 px in epochs 3 to 9.
+    expected = [128, 128, 128, 128, 160, 160, 192, 192, 192, 224, 224, 224]
+    assert [resolution(epoch, config) for epoch in range(12)] == expected
+
+
+def test_resolution_stays_between_its_ends() -> None:
+    config = ResolutionConfig(min_res=48, max_res=56, start_ramp=0, end_ramp=4)
+    assert [resolution(epoch, config) for epoch in range(6)] == [48, 56, 56, 56, 56, 56]

@@ -1,0 +1,208 @@
+"""train_imagenet.py as its users start it: a program, with files and options."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from ffcv_cropmix.errors import run_program
+from ffcv_cropmix.training.config import parse_config
+
+REPOSITORY = Path(__file__).parents[2]
+CLASSES = 3
+
+
+class _Stripes(torch.utils.data.Dataset):
+    """Noisy images whose class is their brightest third."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image = np.random.default_rng(index).integers(0, 120, (36, 36, 3), np.uint8)
+        image[:, index % CLASSES * 12 :][:, :12] += 120
+        return image, index % CLASSES
+
+
+def _write(path: Path, count: int) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(_Stripes(count))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name the two files."""
+    folder = tmp_path_factory.mktemp("stripes")
+    files = {"train": (folder / "train.beton", 50), "val": (folder / "val.beton", 10)}
+    for path, count in files.values():  # FFCV forks: not from this process, where numba may have started threads
+        writer = multiprocessing.get_context("spawn").Process(target=_write, args=(path, count))
+        writer.start()
+        writer.join(60)
+        assert writer.exitcode == 0
+    return [f"--data.{name}_dataset={path}" for name, (path, _) in files.items()]
+
+
+@pytest.fixture(scope="module")
+def trainer() -> ModuleType:
+    """The script as a module: most tests spare themselves the start of a process."""
+    spec = importlib.util.spec_from_file_location("train_imagenet", REPOSITORY / "train_imagenet.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _refused(trainer: ModuleType, capsys, *options: str) -> tuple[int, str]:
+    """Exit status and message."""
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: trainer.train(parse_config(options)))
+    if isinstance(ended.value.code, int):
+        return ended.value.code, capsys.readouterr().err
+    return 1, str(ended.value.code)  # Python prints it, and exits with 1
+
+
+TINY = [
+    "--model.arch=resnet18",
+    f"--model.num_classes={CLASSES}",
+    "--resolution.min_res=32",
+    "--resolution.max_res=64",
+    "--resolution.start_ramp=0",
+    "--resolution.end_ramp=2",
+    "--training.batch_size=16",
+    "--training.epochs=3",
+    "--training.use_blurpool=1",
+    "--lr.lr=0.02",
+    "--lr.lr_peak_epoch=3",
+    "--validation.resolution=40",
+    "--validation.batch_size=4",
+    "--data.num_workers=1",
+]
+
+
+def _log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*TINY, *data, "--cropmix.enabled=1", "--cropmix.scale=0.3", f"--logging.folder={folder}"]
+    command = [sys.executable, "train_imagenet.py", *options]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "Exception ignored" not in result.stderr
+    assert "lr.lr_peak_epoch=3 is beyond the 3 epochs: moved to 1.5" in result.stdout
+
+    lines = _log(folder)
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert [line["resolution"] for line in lines] == [32, 64, 64]
+    # Of three steps an epoch, the last is at 5/6 of the epoch; the peak is at 1.5.
+    assert [line["lr"] for line in lines] == pytest.approx([0.02 * (5 / 6) / 1.5, 0.02 * (7 / 6) / 1.5, 0.02 / 9])
+    for line in lines:
+        assert {"train_loss", "val_loss", "top_1", "top_5", "rms_calibration_error"} <= line.keys()
+        assert line["top_5"] == 100
+        assert line["seconds"] > 48 / line["images_per_second"] > 0
+    assert json.loads((folder / "params.json").read_text())["cropmix"]["scale"] == 0.3
+
+    weights = torch.load(folder / "final_weights.pt", weights_only=True)
+    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(weights)
+    assert weights["bn1.num_batches_tracked"] == 9  # three steps of three epochs
+
+    printed = result.stdout.splitlines()
+    assert printed[-1].split() == ["weights", str(folder / "final_weights.pt")]
+    assert printed[-8].split() == ["top-1", f"{lines[-1]['top_1']:.2f}", "%"]
+    assert sorted(path.name for path in folder.iterdir()) == ["final_weights.pt", "log", "params.json"]
+
+
+def test_same_seed_same_losses_and_evaluation_at_the_end_only(
+    trainer: ModuleType, data: list[str], tmp_path: Path
+) -> None:
+    losses = {}
+    for name, seed in (("first", 5), ("again", 5), ("other", 6)):
+        folder = tmp_path / name
+        options = ["--training.epochs=2", "--logging.log_level=0", f"--training.seed={seed}"]
+        trainer.train(parse_config([*TINY, *data, *options, f"--logging.folder={folder}"]))
+        lines = _log(folder)
+        assert ["top_1" in line for line in lines] == [False, True]
+        losses[name] = [line["train_loss"] for line in lines]
+    assert losses["first"] == losses["again"]
+    assert losses["first"] != losses["other"]
+
+
+@pytest.mark.parametrize(
+    ("enabled", "expected"),
+    [
+        (0, {"scale": 0.08, "number": 1}),
+        (1, {"scale": 0.3, "number": 23, "operation": "cutmix", "mix_ratio": 0.5, "inter_aug": True}),
+    ],
+)
+def test_the_decoder_gets_the_options_of_the_augmentation(
+    trainer: ModuleType, monkeypatch, enabled: int, expected: dict
+) -> None:
+    received = {}
+    monkeypatch.setattr(trainer, "CropMixRGBImageDecoder", lambda size, **options: received.update(options, size=size))
+    cropmix = ["--cropmix.scale=0.3", "--cropmix.number=23", "--cropmix.operation=cutmix", "--cropmix.mix_ratio=0.5"]
+    run = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f", "--training.seed=9"]
+    flip = "--data.flip_probability=0.25"
+    trainer.create_decoder(parse_config([*run, *cropmix, flip, f"--cropmix.enabled={enabled}"]))
+    assert received == {"size": (160, 160), "flip_probability": 0.25, "seed": 9, **expected}
+
+
+def test_usage_errors_are_quick() -> None:
+    started = time.perf_counter()
+    command = [sys.executable, "train_imagenet.py", "--training.epochz=1"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert time.perf_counter() - started < 2.5  # to import torch alone takes longer
+    assert result.returncode == 2
+    assert result.stderr == "error: there is no option training.epochz; close to it: training.epochs\n"
+
+
+def test_unknown_architecture(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    status, message = _refused(trainer, capsys, *data, f"--logging.folder={run}", "--model.arch=resnet51")
+    assert status == 2
+    assert message.startswith("error: model.arch: torchvision has no architecture 'resnet51'; close to it: ")
+    assert message.count("\n") == 1
+    assert not run.exists()
+
+
+def test_missing_and_unreadable_files_are_named(
+    trainer: ModuleType, data: list[str], tmp_path: Path, capsys
+) -> None:
+    run, missing, text = tmp_path / "run", tmp_path / "missing.beton", tmp_path / "text.beton"
+    text.write_text("no images here " * 100)
+    options = [data[1], f"--logging.folder={run}", "--model.num_classes=3"]
+    assert _refused(trainer, capsys, f"--data.train_dataset={missing}", *options) == (1, f"error: {missing}: no such file")
+    status, message = _refused(trainer, capsys, f"--data.train_dataset={text}", *options)
+    assert status == 1
+    assert message.startswith(f"error: {text} ")
+    assert "\n" not in message
+    assert not run.exists()
+
+
+def test_batch_larger_than_the_training_set(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
+    status, message = _refused(trainer, capsys, *data, f"--logging.folder={tmp_path}", "--training.batch_size=51")
+    assert status == 2
+    assert "training.batch_size=51 is more than 50" in message
+
+
+def test_label_that_the_model_does_not_have(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
+    status, message = _refused(trainer, capsys, *data, f"--logging.folder={tmp_path}", "--model.num_classes=2")
+    assert status == 1
+    assert "sample 2 is of class 2, the model's are 0 to 1" in message
