@@ -25,14 +25,14 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.loader import OrderOption
 from ffcv.reader import Reader
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+from ffcv_cropmix.data.sidecar import read_sidecar
+from ffcv_cropmix.progress import progress
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.data.sidecar import read_sidecar
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.evaluation.calibration import rms_calibration_error
-from ffcv_cropmix.progress import progress
 from ffcv_cropmix.training.logs import EpochRecord, RunLog
 from ffcv_cropmix.training.models import (
     NormalizedModel,

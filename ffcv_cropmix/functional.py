@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from .kernels.jit import jit
+from .kernels.jit import entry
 from .kernels.layers import collapse, new_layers
 from .kernels.render import new_scratch, render
 from .plan import OPERATIONS, MixPlan, check_size
@@ -20,7 +20,7 @@ def check_interpolation(interpolation: str) -> None:
         raise ValueError(f"interpolation is one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
 
 
-@jit
+@entry
 def _cropmix(image, plan, number, operation, flip, out):
     height, width, _ = image.shape
     output_height, output_width, _ = out.shape

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
+from . import patches  # noqa: F401
+
+# isort: split
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Full
 from typing import Any
 
-import torch
-
-_TORCH_THREADS = torch.get_num_threads()  # FFCV sets it to 1 when it is imported
-
 import ffcv.loader
 import numba
-import numpy as np
+import torch
 from ffcv.fields.base import Field
 from ffcv.loader import OrderOption
 from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.loader.loader import DEFAULT_OS_CACHE, ORDER_TYPE
-from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 
 from .errors import DataError
 from .operations import DecodeError
-
-torch.set_num_threads(_TORCH_THREADS)
-
-
-def _compile_reader(manager: OSCacheManager) -> Callable[..., Any]:
-    """FFCV's reader of memory-mapped files, typed by its arguments.
-
-    FFCV declares their types, and makes numba's own uint8 array type immutable for that, which changes the hash of
-    keys in use: "Exception ignored in ... KeyError" when a loader is collected, and slow calls of any compiled code.
-    """
-
-    def read(address, state):
-        data, pointers, sizes = state
-        return data[address : address + sizes[np.searchsorted(pointers, address)]]
-
-    return Compiler.compile(read)
-
-
-def _set_num_threads(number: int) -> None:
-    """Numba's threads only: FFCV sets torch's as well, so that with one worker a model trains on one core."""
-    Compiler.num_threads = number
-    numba.set_num_threads(number)
-
-
-OSCacheManager.compile_reader = _compile_reader
-Compiler.set_num_threads = staticmethod(_set_num_threads)
 
 
 class _EpochThread(EpochIterator):
@@ -142,8 +114,8 @@ class Loader(ffcv.loader.Loader):
         distributed: bool = False,
         seed: int | None = None,
         indices: Sequence[int] | None = None,
-        pipelines: Mapping[str, Sequence[Operation | torch.nn.Module] | None] = {},  # noqa: B006 (FFCV's signature)
-        custom_fields: Mapping[str, type[Field]] = {},  # noqa: B006
+        pipelines: Mapping[str, Sequence[Operation | torch.nn.Module] | None] = {},
+        custom_fields: Mapping[str, type[Field]] = {},
         drop_last: bool = True,
         batches_ahead: int = 3,
         recompile: bool = False,

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from . import patches  # noqa: F401
+
+# isort: split
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import numba
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
-from numba import get_num_threads
+from numba import get_num_threads, types
 
 from . import turbojpeg
 from .errors import DataError
 from .functional import check_interpolation
 from .kernels import sampling
-from .kernels.jit import as_readonly, jit
+from .kernels.jit import as_readonly, compiled_once, jit
 from .kernels.layers import collapse, new_layers, set_layer
 from .kernels.render import new_scratch, render
 from .plan import Operation, check_size, sampling_options
@@ -86,17 +91,15 @@ def _new_workspace(batch_indices, metadata, output_height, output_width):
 
 
 @jit
-def _render_sample(data, field, draw, options, index, epoch, handle, workspace, out):
+def _render_sample(data, mode, height, width, draw, options, index, epoch, handle, workspace, out):
     """Decode one sample, and draw the layers that `draw` fills in; return 0, or a key of _CAUSES."""
-    data = as_readonly(data)
-    height, width = _int(field["height"]), _int(field["width"])
     size = 3 * height * width
-    if field["mode"] == _JPG:
+    if mode == _JPG:
         code = turbojpeg.decode_jpeg(handle, data, height, width, workspace.header, workspace.pixels)
         if code != turbojpeg.OK:
             return code
         image = as_readonly(workspace.pixels[:size])
-    elif field["mode"] == _RAW:
+    elif mode == _RAW:
         if data.size != size:
             return _BAD_RAW_SIZE
         image = data
@@ -108,6 +111,21 @@ def _render_sample(data, field, draw, options, index, epoch, handle, workspace, 
     )
     render(image.reshape((height, width, 3)), workspace.layers, count, operation, flip, out, workspace.scratch)
     return 0
+
+
+@cache
+def _compile_render_sample(draw, options_type):
+    """`_render_sample` for a `draw`, compiled once in a process."""
+
+    def render_sample(data, mode, height, width, options, index, epoch, handle, workspace, out):
+        return _render_sample(data, mode, height, width, draw, options, index, epoch, handle, workspace, out)
+
+    sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])
+    workspace = numba.typeof(_new_workspace(np.empty(0, np.int64), sample, 1, 1))
+    data, out = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 3, "C")
+    whole = types.int64
+    arguments = (data, whole, whole, whole, options_type, whole, whole, whole, workspace, out)
+    return compiled_once(render_sample, whole, *arguments)
 
 
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
@@ -147,7 +165,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
             raise ValueError(f"epoch is an integer of 0 to 2**32 - 1, got {epoch!r}")
         self._next_epoch = int(epoch)
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         # FFCV calls this once when a loader is made and once for each pass. Compiled code takes what it captures for
         # constant, so the epoch of a pass travels as the shape of an array without elements.
         if self._next_epoch is None:
@@ -157,18 +175,22 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
             self._next_epoch += 1
         shape, dtype = (*self.output_size, 3), np.dtype("u1")
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, (AllocationQuery(shape, dtype), AllocationQuery((epoch, 0), dtype))
+        return state, (
+            AllocationQuery(shape, dtype),
+            AllocationQuery((), np.dtype("i8")),  # what is wrong with each sample
+            AllocationQuery((epoch, 0), dtype),
+        )
 
     def generate_code(self) -> Callable[..., Any]:
         # Called at each pass: cheap. Only `decode` is compiled for each loader; the rest once in a process.
         read, iterate = self.memory_read, Compiler.get_iterator()
-        draw, options = self._draw, self._options
+        options = self._options
+        render_sample = _compile_render_sample(self._draw, numba.typeof(options))
 
         def decode(batch_indices, memory, metadata, storage_state):
-            destination, epoch_shape = memory
+            destination, codes, epoch_shape = memory
             epoch = epoch_shape.shape[1]
             count = len(batch_indices)
-            codes = np.zeros(count, np.int64)
             chunks = get_num_threads()
             for chunk in iterate(chunks):
                 # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
@@ -178,8 +200,17 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
                     index = batch_indices[position]
                     field = metadata[index]
                     data = read(field["data_ptr"], storage_state)
-                    codes[position] = _render_sample(
-                        data, field, draw, options, _int(index), epoch, handle, workspace, destination[position]
+                    codes[position] = render_sample(
+                        as_readonly(data),
+                        _int(field["mode"]),
+                        _int(field["height"]),
+                        _int(field["width"]),
+                        options,
+                        _int(index),
+                        epoch,
+                        handle,
+                        workspace,
+                        destination[position],
                     )
                 turbojpeg.destroy_handle(handle)
             # Raised here: inside the loop it would, silently, no longer run in parallel.

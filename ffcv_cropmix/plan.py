@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .kernels.jit import entry
 from .kernels.sampling import CUTMIX, MAX_VIEWS, MIXUP, PlanArrays, SamplingOptions, new_plan_arrays, sample
 
 Operation = Literal["mixup", "cutmix"]
 
 OPERATIONS: dict[str, int] = {"mixup": MIXUP, "cutmix": CUTMIX}
 OPERATION_NAMES: dict[int, Operation] = {MIXUP: "mixup", CUTMIX: "cutmix"}
+
+_sample = entry(sample)
 
 Box = tuple[int, int, int, int]
 Permutation = tuple[int, int, int]
@@ -97,8 +100,10 @@ def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]
     except (TypeError, ValueError):
         raise ValueError(f"{name} is a pair of numbers, got {value!r}") from None
     if not low < first <= second <= high or math.isinf(second):
-        raise ValueError(f"{name} is a pair with {low:g} < first <= second{f' <= {high:g}' if high < math.inf else ''}"
-                         f", got {value!r}")
+        raise ValueError(
+            f"{name} is a pair with {low:g} < first <= second{f' <= {high:g}' if high < math.inf else ''}"
+            f", got {value!r}"
+        )
     return first, second
 
 
@@ -214,7 +219,7 @@ def sample_plan(
     output_height, output_width = check_size("output_size", output_size)
     drawn = sampling_options(seed=seed, **options)
     arrays = new_plan_arrays()
-    number, flip = sample(drawn, index, epoch, height, width, output_height, output_width, arrays)
+    number, flip = _sample(drawn, index, epoch, height, width, output_height, output_width, arrays)
     steps = number - 1
     mixup = drawn.operation == MIXUP
     return MixPlan(

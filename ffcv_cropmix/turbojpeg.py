@@ -7,11 +7,13 @@ has another sample's pixels).
 
 from __future__ import annotations
 
+from . import patches  # noqa: F401
+
+# isort: split
 import ctypes
 from typing import Any
 
 import ffcv._libffcv
-import numpy as np
 
 from .kernels.jit import jit
 
@@ -27,12 +29,8 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 new_handle = _function("tjInitDecompress", _ADDRESS)
 destroy_handle = _function("tjDestroy", _INT, _ADDRESS)
-_read_header = _function(
-    "tjDecompressHeader3", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS
-)
-_decompress = _function(
-    "tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _INT, _INT, _INT, _INT
-)
+_read_header = _function("tjDecompressHeader3", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
+_decompress = _function("tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _INT, _INT, _INT, _INT)
 
 _TJPF_RGB = 0
 _TJFLAG_NOREALLOC, _TJFLAG_FASTDCT = 1024, 2048  # FFCV's choice

@@ -27,7 +27,7 @@ class Scratch(NamedTuple):
 @jit
 def _taps(size, output_size):
     """The largest number of taps of a triangle filter from `size` to `output_size` samples."""
-    return 2 * int(math.ceil(max(size / output_size, 1.0))) + 1
+    return 2 * math.ceil(max(size / output_size, 1.0)) + 1
 
 
 @jit

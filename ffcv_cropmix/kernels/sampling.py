@@ -64,7 +64,7 @@ def new_plan_arrays():
 
 @jit
 def _round(value):
-    return int(math.floor(value + 0.5))
+    return math.floor(value + 0.5)
 
 
 @jit

@@ -182,13 +182,14 @@ def test_unknown_architecture(trainer: ModuleType, data: list[str], tmp_path: Pa
     assert not run.exists()
 
 
-def test_missing_and_unreadable_files_are_named(
-    trainer: ModuleType, data: list[str], tmp_path: Path, capsys
-) -> None:
+def test_missing_and_unreadable_files_are_named(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
     run, missing, text = tmp_path / "run", tmp_path / "missing.beton", tmp_path / "text.beton"
     text.write_text("no images here " * 100)
     options = [data[1], f"--logging.folder={run}", "--model.num_classes=3"]
-    assert _refused(trainer, capsys, f"--data.train_dataset={missing}", *options) == (1, f"error: {missing}: no such file")
+    assert _refused(trainer, capsys, f"--data.train_dataset={missing}", *options) == (
+        1,
+        f"error: {missing}: no such file",
+    )
     status, message = _refused(trainer, capsys, f"--data.train_dataset={text}", *options)
     assert status == 1
     assert message.startswith(f"error: {text} ")

@@ -1,0 +1,274 @@
+"""The decoders deliver, from any loader, what `cropmix` and `sample_plan` say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import ffcv.loader
+import numpy as np
+import pytest
+import torch
+from ffcv.fields.basics import IntDecoder
+from ffcv.loader import OrderOption
+from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
+from numba.core import event
+from PIL import Image
+
+from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader, cropmix, sample_plan
+from ffcv_cropmix.operations import DecodeError
+from tests.betons import COUNT, payload, stored_image
+
+SIZE = (24, 31)
+OPTIONS = {
+    "mixup": {"inter_aug": True, "flip_probability": 0.5, "seed": 2**63 + 5},
+    "cutmix": {"operation": "cutmix", "number": 23, "scale": (0.1, 0.9), "inter_aug": True, "seed": 1},
+    "crop": {"number": 1, "scale": 0.08, "ratio": (0.5, 2.0)},
+}
+LABEL = [IntDecoder(), ToTensor()]
+
+
+def pipelines(decoder, *transforms) -> dict:
+    return {"image": [decoder, *(transforms or (ToTensor(),))], "label": [*LABEL]}
+
+
+@cache
+def expected(path: Path, name: str, epoch: int, index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    image = stored_image(path, index)
+    plan = sample_plan(*image.shape[:2], output_size=size, epoch=epoch, index=index, **OPTIONS[name])
+    return cropmix(image, plan, size)
+
+
+def read(loader) -> dict[int, np.ndarray]:
+    """Index to image of one pass."""
+    return {int(label): image.numpy().copy() for images, labels in loader for image, label in zip(images, labels)}
+
+
+def check(images: dict[int, np.ndarray], path: Path, name: str, epoch: int, size: tuple[int, int] = SIZE) -> None:
+    for index, image in images.items():
+        np.testing.assert_array_equal(image, expected(path, name, epoch, index, size), err_msg=f"sample {index}")
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_equals_cropmix_of_the_sampled_plan(betons, mode: str, name: str) -> None:
+    decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS[name])
+    loader = Loader(betons[mode], 8, num_workers=2, pipelines=pipelines(decoder), drop_last=False)
+    for epoch in range(2):
+        images = read(loader)
+        assert sorted(images) == list(range(COUNT))
+        check(images, betons[mode], name, epoch)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "batch_size", "order", "os_cache"),
+    [
+        (1, 7, OrderOption.SEQUENTIAL, True),
+        (2, 32, OrderOption.RANDOM, True),
+        (2, 1, OrderOption.QUASI_RANDOM, True),
+        (2, 32, OrderOption.SEQUENTIAL, False),
+        (1, 1, OrderOption.RANDOM, False),
+        (2, 7, OrderOption.QUASI_RANDOM, False),
+    ],
+)
+@pytest.mark.parametrize("kind", [Loader, ffcv.loader.Loader])
+def test_same_bytes_however_it_is_read(betons, kind, num_workers: int, batch_size: int, order, os_cache: bool) -> None:
+    loader = kind(
+        str(betons["raw"]),
+        batch_size,
+        num_workers=num_workers,
+        os_cache=os_cache,
+        order=order,
+        seed=batch_size,
+        drop_last=False,
+        pipelines=pipelines(CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])),
+    )
+    first = read(loader)
+    assert sorted(first) == list(range(COUNT))
+    check(first, betons["raw"], "mixup", epoch=0)
+    for _ in loader:  # a pass broken off counts
+        break
+    check(read(loader), betons["raw"], "mixup", epoch=2)
+
+
+def test_another_seed_or_epoch_differs(betons) -> None:
+    seen = []
+    for seed in (0, 1):
+        decoder = CropMixRGBImageDecoder(SIZE, seed=seed)
+        loader = Loader(betons["raw"], 8, num_workers=1, pipelines=pipelines(decoder), drop_last=False)
+        seen += [read(loader), read(loader)]
+    for first, second in combinations(seen, 2):
+        equal = [index for index in range(COUNT) if np.array_equal(first[index], second[index])]
+        assert len(equal) <= 3  # of one pixel, and where an image's shape leaves no choice
+
+
+def test_set_epoch(betons) -> None:
+    decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
+    loader = Loader(betons["raw"], 8, num_workers=1, pipelines=pipelines(decoder), drop_last=False)
+    loader.set_epoch(2**32 - 2)
+    for epoch in (2**32 - 2, 2**32 - 1):
+        check(read(loader), betons["raw"], "mixup", epoch)
+    for epoch in (-1, 2**32, 1.5, True):
+        with pytest.raises(ValueError, match="epoch is an integer"):
+            decoder.set_epoch(epoch)
+
+
+def test_one_decoder_in_two_loaders_and_recompile(betons) -> None:
+    decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
+    options = {"num_workers": 1, "pipelines": pipelines(decoder), "drop_last": False}
+    first, second = Loader(betons["raw"], 8, **options), Loader(betons["raw"], 5, recompile=True, **options)
+    for epoch in range(2):
+        for loader in (first, second):
+            check(read(loader), betons["raw"], "mixup", epoch)
+
+
+def test_two_passes_at_once(betons) -> None:
+    decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
+    loader = Loader(betons["jpg"], 4, num_workers=2, pipelines=pipelines(decoder))
+    for epoch, passes in enumerate(zip(loader, loader, strict=True)):
+        for number, (images, labels) in enumerate(passes):
+            check(dict(zip(labels[:, 0].tolist(), images.numpy())), betons["jpg"], "mixup", number)
+        assert epoch < COUNT // 4
+
+
+@pytest.mark.parametrize("kind", [Loader, ffcv.loader.Loader])
+def test_output_size_between_epochs_compiles_nothing(betons, kind) -> None:
+    decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
+    loader = kind(str(betons["jpg"]), 8, num_workers=2, pipelines=pipelines(decoder), drop_last=False)
+    read(loader)
+    with event.install_recorder("numba:compile") as compiled:
+        for epoch, size in enumerate([(40, 16), (1, 1), (33, 70)], start=1):
+            decoder.output_size = size
+            check(read(loader), betons["jpg"], "mixup", epoch, size)
+    assert not compiled.buffer
+
+
+def test_stock_transforms_where_each_belongs(betons) -> None:
+    mean, std = np.array([120.0, 110.0, 100.0]), np.array([60.0, 50.0, 70.0])
+    for kind in (Loader, ffcv.loader.Loader):
+        decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
+        normalized = [RandomHorizontalFlip(1.0), NormalizeImage(mean, std, np.float32), ToTensor()]
+        stages = pipelines(decoder, *normalized, ToDevice(torch.device("cpu")), ToTorchImage())
+        images = read(kind(str(betons["jpg"]), 8, num_workers=2, pipelines=stages))
+        assert len(images) == COUNT // 8 * 8
+        for index, image in images.items():
+            assert image.dtype == np.float32
+            mirrored = expected(betons["jpg"], "mixup", 0, index)[:, ::-1]
+            np.testing.assert_allclose(image, ((mirrored - mean) / std).transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("ratio", [224 / 256, 1.0])
+def test_center_crop_is_pillows(betons, mode: str, ratio: float) -> None:
+    decoder = CenterCropRGBImageDecoder((20, 20), ratio)
+    images = read(Loader(betons[mode], 8, num_workers=1, pipelines=pipelines(decoder), drop_last=False))
+    for index, image in images.items():
+        source = stored_image(betons[mode], index)
+        height, width, _ = source.shape
+        side = max(int(ratio * min(height, width)), 1)
+        top, left = (height - side) // 2, (width - side) // 2
+        crop = Image.fromarray(source[top : top + side, left : left + side])
+        difference = np.asarray(crop.resize((20, 20), Image.Resampling.BILINEAR)).astype(int) - image
+        assert np.abs(difference).max() <= 1
+
+
+def _damage(path: Path, copy: Path, index: int, damage: str) -> Path:
+    """A copy of the file with one sample damaged."""
+    shutil.copy(path, copy)
+    address, size = payload(path, index)
+    other_address, other_size = payload(path, index + 1)
+    content = bytearray(copy.read_bytes())
+    if damage == "no JPEG":
+        content[address : address + 2] = b"no"
+    elif damage == "truncated":
+        content[address + size // 2 : address + size] = bytes(size - size // 2)
+    elif damage == "another JPEG":
+        taken = content[other_address : other_address + other_size][:size]
+        content[address : address + len(taken)] = taken
+    else:
+        from ffcv.reader import Reader
+
+        reader = Reader(str(path))
+        offset = reader.header.nbytes + reader.field_descriptors.nbytes
+        metadata = np.frombuffer(content, reader.metadata_type, len(reader.metadata), offset)["f0"]
+        name, value = damage.split("=")
+        metadata[name][index] = int(value)
+    copy.write_bytes(content)
+    return copy
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(
+    ("mode", "damage", "cause"),
+    [
+        ("jpg", "no JPEG", "its data are no JPEG"),
+        ("jpg", "truncated", "its JPEG is damaged"),
+        ("jpg", "another JPEG", "its JPEG has another size than the metadata say"),
+        ("jpg", "height=5", "its JPEG has another size"),
+        ("jpg", "mode=7", "its mode is neither"),
+        ("raw", "width=5", "its raw data have another size"),
+    ],
+)
+def test_damage_is_an_error_that_names_the_sample(
+    betons, tmp_path: Path, mode: str, damage: str, cause: str, num_workers: int
+) -> None:
+    path = _damage(betons[mode], tmp_path / "damaged.beton", 11, damage)
+    decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
+    loader = Loader(path, 4, num_workers=num_workers, pipelines=pipelines(decoder))
+    batches = iter(loader)
+    for _ in range(2):  # those before it are delivered
+        images, labels = next(batches)
+        check(dict(zip(labels[:, 0].tolist(), images.numpy())), betons[mode], "mixup", 0)
+    with pytest.raises(DecodeError, match=f"damaged.beton: sample 11: {cause}") as caught:
+        next(batches)
+    assert caught.value.index == 11
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_size": (0, 3)}, r"output_size .* got \(0, 3\)"),
+        ({"output_size": 224}, "output_size .* got 224"),
+        ({"interpolation": "nearest"}, "interpolation .* got 'nearest'"),
+        ({"number": 9}, "number .* got 9"),
+        ({"scale": 0}, "scale .* got"),
+        ({"seed": -1}, "seed .* got -1"),
+    ],
+)
+def test_wrong_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CropMixRGBImageDecoder(**options)
+
+
+@pytest.mark.parametrize("ratio", [0, 1.01, -1])
+def test_center_crop_wrong_ratio(ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"ratio .* got {ratio}"):
+        CenterCropRGBImageDecoder((8, 8), ratio)
+
+
+DIGEST = """
+import hashlib, sys
+from ffcv.transforms import ToTensor
+from ffcv_cropmix import CropMixRGBImageDecoder, Loader
+for mode in ("raw", "jpg"):
+    decoder = CropMixRGBImageDecoder((7, 5), inter_aug=True, flip_probability=0.5)
+    pipelines = {"image": [decoder, ToTensor()]}
+    loader = Loader(f"{sys.argv[1]}/{mode}.beton", 4, num_workers=2, indices=range(8), pipelines=pipelines)
+    for images, _ in loader:
+        print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_interpreted_as_compiled(betons) -> None:
+    outputs = []
+    for disabled in ("0", "1"):
+        environment = {**os.environ, "NUMBA_DISABLE_JIT": disabled, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-c", DIGEST, str(betons["raw"].parent)]
+        outputs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0].split())) == 4

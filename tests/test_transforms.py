@@ -1,0 +1,99 @@
+"""The torchvision drop-in, as its users use it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets, transforms
+
+from ffcv_cropmix import cropmix, sample_plan
+from ffcv_cropmix.transforms import CropMix
+from tests.betons import photo
+
+IMAGE = Image.fromarray(photo(20))
+
+
+def test_equals_cropmix_with_torchs_seed() -> None:
+    transform = CropMix(0.01, 0.4, 234, 0, True, None, size=(40, 33))
+    torch.manual_seed(4)
+    seeds = [int(torch.randint(2**62, ())) for _ in range(3)]
+    torch.manual_seed(4)
+    for seed in seeds:
+        options = {"scale": 0.01, "mix_ratio": 0.4, "number": (2, 3, 4), "operation": "mixup", "inter_aug": True}
+        plan = sample_plan(IMAGE.height, IMAGE.width, output_size=(40, 33), seed=seed, **options)
+        expected = cropmix(np.asarray(IMAGE), plan, (40, 33))
+        tensor = transform(IMAGE)
+        assert (tensor.dtype, tensor.shape) == (torch.float32, (3, 40, 33))
+        np.testing.assert_array_equal(tensor.numpy(), expected.transpose(2, 0, 1) / np.float32(255))
+
+
+@pytest.mark.parametrize("operation", [0, 1])
+def test_the_authors_demo_in_data_loader_workers(tmp_path: Path, operation: int) -> None:
+    for index in range(12):
+        folder = tmp_path / f"class{index % 3}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(photo(20 + index)).save(folder / f"{index}.jpg")
+    post_aug = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.Normalize([0.5] * 3, [0.25] * 3)])
+    dataset = datasets.ImageFolder(tmp_path, CropMix(0.01, 0.4, 234, operation, True, post_aug))
+
+    def epochs(workers: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers)
+        return [torch.cat([images for images, _ in loader]) for _ in range(2)]
+
+    first, second = epochs(2)
+    assert first.shape == (12, 3, 224, 224)
+    assert -2 <= first.min() < -0.5 < 0.5 < first.max() <= 2
+    assert len({image.numpy().tobytes() for image in (*first, *second)}) == 24  # no two draws alike
+    assert all(torch.equal(a, b) for a, b in zip((first, second), epochs(2)))
+
+
+def test_pickles_and_prints() -> None:
+    transform = CropMix((0.2, 0.6), 1.0, 2, "cutmix", False, transforms.Normalize([0.5] * 3, [0.5] * 3), 16)
+    copy = pickle.loads(pickle.dumps(transform))
+    torch.manual_seed(1)
+    expected = transform(IMAGE)
+    torch.manual_seed(1)
+    assert torch.equal(copy(IMAGE), expected)
+    assert "scale=(0.2, 0.6)" in repr(copy)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
+def test_any_mode(mode: str) -> None:
+    assert CropMix(0.5, 0.4, 2, 0, False, None, 8)(IMAGE.convert(mode)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 2}, "scale .* got"),
+        ({"mix_ratio": 0}, "mix_ratio .* got 0"),
+        ({"number": 9}, "number .* got 9"),
+        ({"operation": 2}, "operation .* got 2"),
+        ({"size": 0}, r"size .* got \(0, 0\)"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict, message: str) -> None:
+    arguments = {"scale": 0.01, "mix_ratio": 0.4, "number": 2, "operation": 0, "inter_aug": False} | change
+    with pytest.raises(ValueError, match=message):
+        CropMix(**arguments)
+
+
+def test_works_without_ffcv() -> None:
+    code = """
+import sys
+sys.modules["ffcv"] = None  # importing it fails
+from PIL import Image
+from ffcv_cropmix.transforms import CropMix
+CropMix(0.5, 0.4, 2, 0, False, None, 8)(Image.new("RGB", (9, 9)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
