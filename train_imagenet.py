@@ -8,7 +8,7 @@ Options: --help, or ffcv_cropmix/training/config.py.
 
 from __future__ import annotations
 
-from ffcv_cropmix.training.config import Config, parse_config, usage_error
+from ffcv_cropmix.training.config import Config, parse_config
 
 if __name__ == "__main__":
     CONFIG = parse_config()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
@@ -25,14 +25,14 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.loader import OrderOption
 from ffcv.reader import Reader
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
-from ffcv_cropmix.data.sidecar import read_sidecar
-from ffcv_cropmix.progress import progress
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.errors import DataError, run_program
+from ffcv_cropmix.data.sidecar import read_sidecar
+from ffcv_cropmix.errors import DataError, run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.evaluation.calibration import rms_calibration_error
+from ffcv_cropmix.progress import progress
 from ffcv_cropmix.training.logs import EpochRecord, RunLog
 from ffcv_cropmix.training.models import (
     NormalizedModel,
@@ -157,7 +157,6 @@ def check_dataset(path: str, num_classes: int) -> int:
         labels = reader.metadata[f"f{reader.field_names.index('label')}"]
     except Exception as error:  # whatever FFCV trips over in the bytes
         raise DataError(f"{path} is not a .beton file with an image and a label a sample: {error!r}") from error
-    ...
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class DataError(Exception):
@@ -13,10 +14,16 @@ class DataError(Exception):
     """
 
 
+def usage_error(message: str) -> NoReturn:
+    """End the program with status 2 and one line on stderr."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a command line program: the user's mistakes end in one line on stderr, not in a traceback.
 
-    Exit status 1 for a `DataError`, 130 for an interrupt; usage errors (status 2) are the argument parser's.
+    Exit status 1 for a `DataError`, 130 for an interrupt; a wrong option is a `usage_error`.
     """
     try:
         main()

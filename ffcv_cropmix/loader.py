@@ -13,7 +13,6 @@ from queue import Empty, Full
 from typing import Any
 
 import ffcv.loader
-import numba
 import torch
 from ffcv.fields.base import Field
 from ffcv.loader import OrderOption
@@ -21,6 +20,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.loader.loader import DEFAULT_OS_CACHE, ORDER_TYPE
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
+from numba.core import config
 
 from .errors import DataError
 from .operations import DecodeError
@@ -29,6 +29,7 @@ from .operations import DecodeError
 class _EpochThread(EpochIterator):
     """The thread that runs the pipeline for one pass, and the queue of its batches."""
 
+    closed: bool
     failure: BaseException | None = None
 
     def run(self) -> None:
@@ -129,8 +130,9 @@ class Loader(ffcv.loader.Loader):
             raise ValueError(f"batch_size is at least 1, got {batch_size}")
         if num_workers < 1:
             num_workers = len(os.sched_getaffinity(0))
-        if num_workers > numba.config.NUMBA_NUM_THREADS:
-            raise ValueError(f"num_workers is at most {numba.config.NUMBA_NUM_THREADS}, the cores, got {num_workers}")
+        most = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        if num_workers > most:
+            raise ValueError(f"num_workers is at most {most}, the cores, got {num_workers}")
         super().__init__(
             str(fname),
             batch_size,
@@ -163,8 +165,8 @@ class Loader(ffcv.loader.Loader):
         if self.recompile:
             self.generate_code()
         for node in self.graph.nodes:
-            decoder = getattr(node, "decoder", None)
-            if hasattr(decoder, "set_epoch"):
-                decoder.set_epoch(self.next_epoch)
+            set_epoch = getattr(getattr(node, "decoder", None), "set_epoch", None)
+            if set_epoch:
+                set_epoch(self.next_epoch)
         self.next_epoch += 1
         return _Batches(_EpochThread(self, order))

@@ -44,14 +44,14 @@ class CropMix:
         post_aug: Callable[[torch.Tensor], Any] | None = None,
         size: int | tuple[int, int] = 224,
     ) -> None:
-        self.options = {
+        self.options: dict[str, Any] = {
             "scale": scale,
             "mix_ratio": mix_ratio,
             "number": number,
             "operation": operation,
             "inter_aug": bool(inter_aug),
         }
-        sampling_options(**self.options)  # type: ignore[arg-type]
+        sampling_options(**self.options)
         self.post_aug = post_aug
         self.size = check_size("size", (size, size) if isinstance(size, int) else size)
         self._mix(Image.new("RGB", (2, 2)), seed=0)  # compiles, once: before workers are started

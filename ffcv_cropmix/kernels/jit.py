@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import cfunc, config, njit
+from numba import cfunc, njit
+from numba.core import config
 from numba.extending import intrinsic, register_jitable
 
 # No fastmath, said aloud because numba hands the caller's on and FFCV sets it: draws and pixels must agree across
 # machines, and it lets LLVM reorder and contract. No on-disk cache: it segfaults when several processes fill it.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False}
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 # A kernel: compiled where compiled code calls it, plain Python where Python does. Half the compile time of njit, which
 # wraps each function for both, and compiles it anew for each constant that it is called with.
@@ -22,7 +23,7 @@ jit = register_jitable(**_OPTIONS)
 # Compiled for calls from Python.
 entry = njit(**_OPTIONS)
 
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
     def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
         """The function itself."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from ..errors import usage_error
 
 Switch = bool | Literal[0, 1]
 """On or off; ffcv-imagenet's files write true and 1 alike."""
@@ -221,12 +222,6 @@ class Config:
                 f"training.distributed=1 with dist.world_size={self.dist.world_size}: "
                 "this trainer runs in one process; set training.distributed=0"
             )
-
-
-def usage_error(message: str) -> NoReturn:
-    """End the program with status 2 and one line on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 class _Parser(ArgumentParser):

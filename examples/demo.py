@@ -1,0 +1,85 @@
+"""make demo: a figure of what CropMix does, and two small trainings, with RandomResizedCrop and with CropMix.
+
+Uses data that comes with scikit-learn: a photo, and 1,797 scans of handwritten digits. Takes a few minutes on two
+cores. So small a set and so short a training cannot say which is better; that they run, and how fast, they can.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+from ffcv.transforms import ToTensor
+from sklearn.datasets import load_sample_image
+
+from ffcv_cropmix import CropMixRGBImageDecoder, Loader, sample_plan
+from ffcv_cropmix.visualize import contact_sheet
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDER = Path("demo")
+SIDE = 48  # px
+RUNS = {
+    "RandomResizedCrop": ["--cropmix.enabled=0"],
+    "CropMix": ["--cropmix.enabled=1", "--cropmix.scale=0.25", "--cropmix.number=2", "--cropmix.inter_aug=0"],
+}
+
+
+def run(*command: str) -> None:
+    """Run a program of this repository; end with its exit status if it fails."""
+    print("\n$ python " + " ".join(command), flush=True)
+    result = subprocess.run([sys.executable, REPOSITORY / command[0], *command[1:]])
+    if result.returncode:
+        sys.exit(result.returncode)
+
+
+def images_per_second(name: str) -> float:
+    """Of the loader alone, over three passes, the first one apart: it compiles."""
+    options = {"number": 1, "scale": 0.08} if name == "RandomResizedCrop" else {"number": 2, "scale": 0.25}
+    pipeline = [CropMixRGBImageDecoder((SIDE, SIDE), **options), ToTensor()]
+    loader = Loader(FOLDER / "train.beton", 128, pipelines={"image": pipeline})
+    for _ in loader:
+        pass
+    started = time.perf_counter()
+    images = sum(len(batch) for _ in range(3) for batch, _ in loader)
+    return images / (time.perf_counter() - started)
+
+
+def main() -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    matplotlib.use("Agg")
+    photo = load_sample_image("china.jpg")
+    plans = [
+        sample_plan(*photo.shape[:2], number=3, operation=operation, mix_ratio=4, seed=seed)
+        for operation, seed in (("mixup", 1), ("cutmix", 4))
+    ]
+    contact_sheet(photo, plans).savefig(FOLDER / "crops.png", dpi=110)
+    print(f"{FOLDER / 'crops.png'}: crops, their weights and their mix")
+
+    for split in ("train", "val"):
+        run("write_dataset.py", "--dataset=digits", f"--split={split}", f"--write_path={FOLDER / split}.beton")
+    table = []
+    for name, options in RUNS.items():
+        folder = FOLDER / name.lower()
+        run(
+            "train_imagenet.py",
+            f"--config-file={REPOSITORY / 'examples/demo.yaml'}",
+            f"--data.train_dataset={FOLDER / 'train.beton'}",
+            f"--data.val_dataset={FOLDER / 'val.beton'}",
+            f"--logging.folder={folder}",
+            *options,
+        )
+        last = json.loads((folder / "log").read_text().splitlines()[-1])
+        table.append((name, last["top_1"], last["rms_calibration_error"], images_per_second(name)))
+    print(f"\n{'':18} {'top-1':>8} {'RMS calibration error':>22} {'loader':>16}")
+    for name, top_1, error, speed in table:
+        print(f"{name:18} {top_1:6.2f} % {error:20.2f} % {speed:9,.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Image sets that can be converted. All their samples are listed; the images are opened by the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError
+
+_DIGITS_SIDE = 64  # px; scikit-learn's are 8 x 8
+_DIGITS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of labelled images."""
+
+    classes: list[str]
+    """Names, by label"""
+    labels: np.ndarray
+    """(n,) int64"""
+    images: Sequence[Path] | np.ndarray
+    """n files, or uint8 (n, height, width, 3)"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Of a sample, for messages."""
+        image = self.images[index]
+        return str(image) if isinstance(image, Path) else f"sample {index}"
+
+
+def load_rgb(image: Path | np.ndarray) -> np.ndarray:
+    """An image of a source, uint8 (height, width, 3); files as `to_rgb` says, EXIF orientation ignored."""
+    if isinstance(image, np.ndarray):
+        return image
+    with Image.open(image) as opened:
+        return np.asarray(to_rgb(opened))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB: transparency is dropped, 16-bit gray is scaled to 8 bits (Pillow clips it)."""
+    if image.mode.startswith("I"):  # "I;16"; some Pillow versions read 16-bit files as "I"
+        levels = np.asarray(image)
+        if levels.max(initial=0) > 255:
+            levels = levels >> 8
+        return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:  # Pillow warns of palettes with it
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _imagefolder(data_dir: Path, split: str) -> Source:
+    """Torchvision's ImageFolder, a folder a class, in data_dir/split if there is one, else in data_dir."""
+    from torchvision.datasets import ImageFolder
+
+    folder = data_dir / split if (data_dir / split).is_dir() else data_dir
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: not a folder of folders with images, one for each class") from None
+    return Source(found.classes, np.array(found.targets, np.int64), [Path(path) for path, _ in found.samples])
+
+
+def _cifar(name: str) -> Callable[[Path, str], Source]:
+    def source(data_dir: Path, split: str) -> Source:
+        import torchvision.datasets
+
+        try:
+            found = getattr(torchvision.datasets, name)(str(data_dir), train=split == "train")
+        except RuntimeError:
+            raise DataError(f"{data_dir}: {name} is not there; torchvision.datasets.{name} downloads it") from None
+        return Source(found.classes, np.array(found.targets, np.int64), found.data)
+
+    return source
+
+
+def _digits(data_dir: Path, split: str) -> Source:
+    """Scikit-learn's handwritten digits, 1,797 real scans that come with it: 80 % train, 20 % val."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(_DIGITS_SEED).permutation(len(digits.target))
+    border = len(order) * 4 // 5
+    chosen = np.sort(order[:border] if split == "train" else order[border:])
+    side = (_DIGITS_SIDE, _DIGITS_SIDE)
+    images = [Image.fromarray((scan * 255 / 16).round().astype(np.uint8)) for scan in digits.images[chosen]]
+    enlarged = [np.asarray(image.resize(side, Image.Resampling.BICUBIC).convert("RGB")) for image in images]
+    return Source([str(name) for name in digits.target_names], digits.target[chosen], np.stack(enlarged))
+
+
+_SOURCES: dict[str, Callable[[Path, str], Source]] = {
+    "imagefolder": _imagefolder,
+    "cifar10": _cifar("CIFAR10"),
+    "cifar100": _cifar("CIFAR100"),
+    "digits": _digits,
+}
+DATASETS = tuple(_SOURCES)
+
+
+def open_source(dataset: str, data_dir: Path | None, split: str) -> Source:
+    """A set of DATASETS.
+
+    Args:
+        data_dir: where it is; digits needs none.
+        split: "train" or "val"; for an imagefolder also another folder of data_dir.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if data_dir and not data_dir.is_dir():
+        raise DataError(f"{data_dir}: no such folder")
+    return _SOURCES[dataset](data_dir or Path(), split)

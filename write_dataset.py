@@ -1,0 +1,115 @@
+"""Convert images to a .beton file.
+
+python write_dataset.py --dataset imagefolder --data_dir imagenet --split train --write_path train.beton
+python write_dataset.py --dataset digits --split val --write_path digits_val.beton
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import cv2
+import numpy as np
+import PIL
+
+import ffcv_cropmix
+from ffcv_cropmix.data.convert import EncodeOptions, convert
+from ffcv_cropmix.data.sidecar import Sidecar, write_sidecar
+from ffcv_cropmix.data.sources import DATASETS, Source, open_source
+from ffcv_cropmix.errors import run_program, usage_error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        usage_error(message)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; a wrong option ends the program with one line and status 2."""
+    parser = _Parser(
+        description="Convert images to a .beton file with the fields image and label; class names go to FILE.json.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add, show = parser.add_argument, argparse.SUPPRESS  # SUPPRESS: no default to show
+    add("--dataset", choices=DATASETS, default="imagefolder", help="what --data_dir holds; digits needs none")
+    add("--split", default="train", help="train or val; imagefolder: a folder of --data_dir, if it has that")
+    add("--data_dir", type=Path, help="imagefolder: a folder for each class", default=show)
+    add("--write_path", type=Path, required=True, help="the .beton file", default=show)
+    add("--max_resolution", type=int, default=500, help="reduce the longer side to it, px; 0: leave it")
+    modes = ("raw", "jpg", "smart", "proportion")
+    add("--write_mode", choices=modes, default="jpg", help="smart: jpg above the threshold; proportion: jpg at random")
+    add(
+        "--smart_threshold", type=int, help="smart: bytes of pixels above which an image is stored as jpg", default=show
+    )
+    add("--compress_probability", type=float, default=0.5, help="proportion: share of jpg")
+    add("--jpeg_quality", type=int, default=90, help="0 to 100")
+    add("--num_workers", type=int, help="processes; by default as many as there are cores", default=show)
+    add("--chunk_size", type=int, default=100, help="images that a process takes at a time")
+    add("--subset", type=int, default=-1, help="the first so many images only; -1: all")
+    add("--seed", type=int, default=0, help="of --write_mode proportion")
+    parser.set_defaults(data_dir=None, smart_threshold=None, num_workers=None)
+    given = parser.parse_args()
+
+    def require(valid: bool, option: str, rule: str) -> None:
+        if not valid:
+            usage_error(f"--{option} {rule}, got {getattr(given, option)}")
+
+    require(given.dataset == "digits" or given.data_dir is not None, "data_dir", f"is needed for {given.dataset}")
+    require(given.max_resolution >= 0, "max_resolution", "is at least 0")
+    smart = given.write_mode == "smart"
+    require(not smart or given.smart_threshold is not None, "smart_threshold", "BYTES is needed for --write_mode smart")
+    require(0 <= given.compress_probability <= 1, "compress_probability", "is in [0, 1]")
+    require(0 <= given.jpeg_quality <= 100, "jpeg_quality", "is in 0 to 100")
+    require(given.num_workers is None or given.num_workers >= 1, "num_workers", "is at least 1")
+    require(given.chunk_size >= 1, "chunk_size", "is at least 1")
+    require(given.subset == -1 or given.subset >= 1, "subset", "is at least 1, or -1")
+    require(given.write_path.parent.is_dir(), "write_path", "is a file in a folder that exists")
+    require(not given.write_path.is_dir(), "write_path", "is a file")
+    return given
+
+
+def main() -> None:
+    given = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
+    started = time.perf_counter()
+    source = open_source(given.dataset, given.data_dir, given.split)
+    if given.subset > 0:
+        source = Source(source.classes, source.labels[: given.subset], source.images[: given.subset])
+    options = EncodeOptions(
+        write_mode=given.write_mode,
+        max_resolution=given.max_resolution,
+        smart_threshold=given.smart_threshold or 0,
+        compress_probability=given.compress_probability,
+        jpeg_quality=given.jpeg_quality,
+        seed=given.seed,
+    )
+    size = convert(source, given.write_path, options, num_workers=given.num_workers, chunk_size=given.chunk_size)
+    sidecar = Sidecar(
+        dataset=given.dataset,
+        split=given.split,
+        classes=source.classes,
+        counts=np.bincount(source.labels, minlength=len(source.classes)).tolist(),
+        options=asdict(options),
+        versions={
+            "ffcv_cropmix": ffcv_cropmix.__version__,
+            "ffcv": version("ffcv"),
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
+        },
+    )
+    write_sidecar(given.write_path, sidecar)
+    print(
+        f"{given.write_path}: {len(source):,} images of {len(source.classes):,} classes, {size / 1e6:,.1f} MB, "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)
