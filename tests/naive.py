@@ -1,0 +1,69 @@
+"""Loop oracles: the definitions, written the direct way, one number at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox 4x32-10 with Python's integers."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [second >> 32 ^ c[1] ^ k[0], second % 2**32, first >> 32 ^ c[3] ^ k[1], first % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return tuple(c)
+
+
+def taps(position: int, size: int, output_size: int) -> dict[int, float]:
+    """Weights of the inputs for an output position: Pillow's antialiased bilinear filter."""
+    scale = size / output_size
+    support = max(scale, 1.0)
+    center = (position + 0.5) * scale
+    weights = {}
+    for k in range(max(int(center - support + 0.5), 0), min(int(center + support + 0.5), size)):
+        weights[k] = max(0.0, 1 - abs((k + 0.5 - center) / support))
+    total = math.fsum(weights.values())
+    return {k: weight / total for k, weight in weights.items()}
+
+
+def resize_matrix(size: int, output_size: int) -> np.ndarray:
+    """float64 (output_size, size): the taps of each output position."""
+    matrix = np.zeros((output_size, size))
+    for position in range(output_size):
+        for k, weight in taps(position, size, output_size).items():
+            matrix[position, k] = weight
+    return matrix
+
+
+def resized_crop(image: np.ndarray, crop: tuple[int, int, int, int], output_size: tuple[int, int]) -> np.ndarray:
+    """Crop, then resize: float64 (height, width, 3), not rounded."""
+    top, left, height, width = crop
+    cropped = image[top : top + height, left : left + width].astype(np.float64)
+    rows, columns = resize_matrix(height, output_size[0]), resize_matrix(width, output_size[1])
+    return np.einsum("yh,hwc,xw->yxc", rows, cropped, columns)
+
+
+def cropmix(image: np.ndarray, plan, output_size: tuple[int, int]) -> np.ndarray:
+    """One mixing step after the other, as the authors do: float64 (height, width, 3), not rounded."""
+    views = [resized_crop(image, crop, output_size) for crop in plan.crops]
+    composite = views[0]
+    for step, view in enumerate(views[1:]):
+        order = list(plan.permutations[step]) if plan.permutations is not None else [0, 1, 2]
+        if plan.operation == "mixup":
+            lam = plan.lams[step]
+            if lam > 0.5:
+                view = view[:, :, order]
+            else:
+                composite = composite[:, :, order]
+            composite = lam * composite + (1 - lam) * view
+            continue
+        row0, col0, row1, col1 = plan.boxes[step]
+        below, pasted = (composite, view) if plan.paste_next[step] else (view, composite)
+        composite = below.copy()
+        for row in range(max(row0, 0), min(row1, output_size[0])):
+            for column in range(max(col0, 0), min(col1, output_size[1])):
+                composite[row, column] = pasted[row, column, order]
+    return composite[:, ::-1] if plan.flip else composite

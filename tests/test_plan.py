@@ -1,0 +1,94 @@
+"""Plans: reproducible, and wrong values named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ffcv_cropmix import MixPlan, sample_plan
+from ffcv_cropmix.plan import sampling_options
+
+CROP = (0, 0, 4, 4)
+
+
+def test_a_plan_is_a_function_of_its_arguments() -> None:
+    base = {"seed": 2**40 + 1, "epoch": 3, "index": 5, "inter_aug": True}
+    plan = sample_plan(300, 400, **base)
+    assert sample_plan(300, 400, **base) == plan
+    for change in ({"seed": 1}, {"seed": 2**40}, {"epoch": 4}, {"index": 6}, {"scale": 0.02}):
+        assert sample_plan(300, 400, **(base | change)) != plan
+
+
+def test_forms_of_an_option_agree() -> None:
+    for one, other in (
+        ({"number": 234}, {"number": (2, 3, 4)}),
+        ({"number": 3}, {"number": [3]}),
+        ({"operation": 0}, {"operation": "mixup"}),
+        ({"operation": 1}, {"operation": "cutmix"}),
+        ({"scale": 0.1}, {"scale": (0.1, 1.0)}),
+        ({"seed": 7}, {"seed": np.int64(7)}),
+    ):
+        assert sample_plan(300, 400, **one) == sample_plan(300, 400, **other)
+
+
+def test_a_plan_holds_what_was_drawn() -> None:
+    plan = sample_plan(300, 400, operation="cutmix", number=4, inter_aug=True, output_size=(50, 60))
+    assert len(plan.crops) == 4
+    assert len(plan.boxes) == len(plan.paste_next) == len(plan.permutations) == 3
+    assert plan.lams == ()
+    arrays = plan.pack((50, 60))
+    assert arrays.crops[:4].tolist() == [list(crop) for crop in plan.crops]
+    assert arrays.boxes[:3].tolist() == [list(box) for box in plan.boxes]
+    assert sample_plan(300, 400, number=2).permutations is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crops": []}, "crops: 1 to 8 views can be mixed, got 0"),
+        ({"crops": [CROP] * 9, "lams": [0.5] * 8}, "crops: 1 to 8 views can be mixed, got 9"),
+        ({"crops": [CROP] * 2}, "lams: mixup of 2 views takes 1, got 0"),
+        ({"crops": [CROP], "lams": [0.5]}, "lams: mixup of 1 views takes 0, got 1"),
+        ({"crops": [CROP] * 2, "lams": [1.5]}, r"lams are in \[0, 1\], got 1.5"),
+        ({"crops": [CROP] * 2, "lams": [float("nan")]}, r"lams are in \[0, 1\], got nan"),
+        ({"crops": [CROP] * 2, "operation": "blend"}, "operation is .* got 'blend'"),
+        ({"crops": [CROP] * 2, "operation": "cutmix"}, "boxes: cutmix of 2 views takes 1, got 0"),
+        ({"crops": [CROP] * 2, "lams": [0.5], "permutations": [(0, 1, 1)]}, r"permutations .* got \(0, 1, 1\)"),
+        ({"crops": [CROP] * 2, "lams": [0.5], "permutations": []}, "permutations: mixup of 2 views takes 1, got 0"),
+    ],
+)
+def test_wrong_plans_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixPlan(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0.0}, "scale .* got"),
+        ({"scale": (0.5, 0.2)}, r"scale .* got \(0.5, 0.2\)"),
+        ({"scale": "small"}, "scale .* got 'small'"),
+        ({"ratio": (0, 1)}, r"ratio .* got \(0, 1\)"),
+        ({"ratio": (1, float("inf"))}, "ratio .* got"),
+        ({"number": 0}, "number .* got 0"),
+        ({"number": 29}, "number .* got 29"),
+        ({"number": ()}, r"number .* got \(\)"),
+        ({"number": True}, "number .* got True"),
+        ({"operation": 2}, "operation .* got 2"),
+        ({"operation": "MIXUP"}, "operation .* got 'MIXUP'"),
+        ({"mix_ratio": 0}, "mix_ratio .* got 0"),
+        ({"mix_ratio": float("nan")}, "mix_ratio .* got nan"),
+        ({"flip_probability": 1.1}, "flip_probability .* got 1.1"),
+        ({"seed": 2**64}, "seed .* got 18446744073709551616"),
+        ({"seed": 0.5}, "seed .* got 0.5"),
+    ],
+)
+def test_wrong_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampling_options(**options)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (5.0, 5), (True, 5)])
+def test_wrong_image_sizes_are_named(size: tuple) -> None:
+    with pytest.raises(ValueError, match="the image is"):
+        sample_plan(*size)
