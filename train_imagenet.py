@@ -52,6 +52,7 @@ def train(config: Config) -> None:
     training = config.training
     torch.manual_seed(training.seed)
     torch.backends.cudnn.benchmark = True
+    torch.set_num_threads(worker_count(None))  # importing FFCV set it to 1
     device = choose_device(config.data.gpu)
 
     # What can be wrong is found before anything takes long.

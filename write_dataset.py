@@ -17,11 +17,11 @@ from typing import NoReturn
 
 import cv2
 import numpy as np
-import PIL
+from PIL import Image
 
 import ffcv_cropmix
-from ffcv_cropmix.data.convert import EncodeOptions, convert
-from ffcv_cropmix.data.sidecar import Sidecar, write_sidecar
+from ffcv_cropmix.data.convert import EncodeOptions, convert, replacing
+from ffcv_cropmix.data.sidecar import Sidecar, sidecar_path, write_sidecar
 from ffcv_cropmix.data.sources import DATASETS, Source, open_source
 from ffcv_cropmix.errors import run_program, usage_error
 
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add, show = parser.add_argument, argparse.SUPPRESS  # SUPPRESS: no default to show
     add("--dataset", choices=DATASETS, default="imagefolder", help="what --data_dir holds; digits needs none")
-    add("--split", default="train", help="train or val; imagefolder: a folder of --data_dir, if it has that")
+    add("--split", default="train", help="train or val; imagefolder: a folder of --data_dir, if that has splits")
     add("--data_dir", type=Path, help="imagefolder: a folder for each class", default=show)
     add("--write_path", type=Path, required=True, help="the .beton file", default=show)
     add("--max_resolution", type=int, default=500, help="reduce the longer side to it, px; 0: leave it")
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--compress_probability", type=float, default=0.5, help="proportion: share of jpg")
     add("--jpeg_quality", type=int, default=90, help="0 to 100")
     add("--num_workers", type=int, help="processes; by default as many as there are cores", default=show)
-    add("--chunk_size", type=int, default=100, help="images that a process takes at a time")
+    add("--chunk_size", type=int, default=100, help="images that a process takes at a time, at most")
     add("--subset", type=int, default=-1, help="the first so many images only; -1: all")
     add("--seed", type=int, default=0, help="of --write_mode proportion")
     parser.set_defaults(data_dir=None, smart_threshold=None, num_workers=None)
@@ -65,19 +65,22 @@ def parse_arguments() -> argparse.Namespace:
     require(given.max_resolution >= 0, "max_resolution", "is at least 0")
     smart = given.write_mode == "smart"
     require(not smart or given.smart_threshold is not None, "smart_threshold", "BYTES is needed for --write_mode smart")
+    require((given.smart_threshold or 0) >= 0, "smart_threshold", "is at least 0")
     require(0 <= given.compress_probability <= 1, "compress_probability", "is in [0, 1]")
     require(0 <= given.jpeg_quality <= 100, "jpeg_quality", "is in 0 to 100")
     require(given.num_workers is None or given.num_workers >= 1, "num_workers", "is at least 1")
     require(given.chunk_size >= 1, "chunk_size", "is at least 1")
     require(given.subset == -1 or given.subset >= 1, "subset", "is at least 1, or -1")
     require(given.write_path.parent.is_dir(), "write_path", "is a file in a folder that exists")
-    require(not given.write_path.is_dir(), "write_path", "is a file")
+    taken = given.write_path.is_dir() or sidecar_path(given.write_path).is_dir()
+    require(not taken, "write_path", "is a file, and so is the .json beside it")
     return given
 
 
 def main() -> None:
     given = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
+    Image.MAX_IMAGE_PIXELS = None  # large images are welcome
     started = time.perf_counter()
     source = open_source(given.dataset, given.data_dir, given.split)
     if given.subset > 0:
@@ -90,7 +93,6 @@ def main() -> None:
         jpeg_quality=given.jpeg_quality,
         seed=given.seed,
     )
-    size = convert(source, given.write_path, options, num_workers=given.num_workers, chunk_size=given.chunk_size)
     sidecar = Sidecar(
         dataset=given.dataset,
         split=given.split,
@@ -101,10 +103,12 @@ def main() -> None:
             "ffcv_cropmix": ffcv_cropmix.__version__,
             "ffcv": version("ffcv"),
             "opencv": cv2.__version__,
-            "pillow": PIL.__version__,
+            "pillow": version("pillow"),
         },
     )
-    write_sidecar(given.write_path, sidecar)
+    with replacing(sidecar_path(given.write_path)) as file:  # renamed just after the .beton, or not at all
+        write_sidecar(file, sidecar)
+        size = convert(source, given.write_path, options, num_workers=given.num_workers, chunk_size=given.chunk_size)
     print(
         f"{given.write_path}: {len(source):,} images of {len(source.classes):,} classes, {size / 1e6:,.1f} MB, "
         f"{time.perf_counter() - started:.0f} s"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from ffcv.transforms import ToTensor
@@ -39,7 +40,9 @@ def run(*command: str) -> None:
 
 def images_per_second(name: str) -> float:
     """Of the loader alone, over three passes, the first one apart: it compiles."""
-    options = {"number": 1, "scale": 0.08} if name == "RandomResizedCrop" else {"number": 2, "scale": 0.25}
+    options: dict[str, Any] = (
+        {"number": 1, "scale": 0.08} if name == "RandomResizedCrop" else {"number": 2, "scale": 0.25}
+    )
     pipeline = [CropMixRGBImageDecoder((SIDE, SIDE), **options), ToTensor()]
     loader = Loader(FOLDER / "train.beton", 128, pipelines={"image": pipeline})
     for _ in loader:

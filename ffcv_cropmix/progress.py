@@ -12,7 +12,6 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 _LINE_SECONDS = 10
-_LINE = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}, {remaining} left"
 
 
 def progress(iterable: Iterable[T], total: int, desc: str, unit: str = "batches") -> Iterator[T]:
@@ -33,5 +32,7 @@ def progress(iterable: Iterable[T], total: int, desc: str, unit: str = "batches"
         now = time.monotonic()
         if now - said >= _LINE_SECONDS or done == total:
             said = now
-            meter = tqdm.format_meter(done, total, now - started, prefix=desc, unit=f" {unit}", bar_format=_LINE)
-            print(meter, file=sys.stderr, flush=True)
+            elapsed = max(now - started, 1e-9)
+            passed, left = (tqdm.format_interval(seconds) for seconds in (elapsed, elapsed * (total - done) / done))
+            rate = f"{done / elapsed:,.2f} {unit}/s"
+            print(f"{desc}: {done:,}/{total:,} in {passed}, {rate}, {left} left", file=sys.stderr, flush=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 
 from .functional import cropmix
@@ -46,7 +49,7 @@ def contact_sheet(
     figure = plt.figure(figsize=(1.6 * draws, 2.1 * (len(plans) + 2)), layout="constrained")
     grid = figure.add_gridspec(len(plans) + 2, draws)
 
-    def show(place: object, picture: np.ndarray, title: str = "") -> plt.Axes:
+    def show(place: SubplotSpec, picture: np.ndarray, title: str = "") -> Axes:
         axes = figure.add_subplot(place)
         axes.imshow(picture)
         axes.set_title(title, fontsize=9)
@@ -64,8 +67,11 @@ def contact_sheet(
             panel = show(grid[row, 2 + number], view, f"{100 * shares[number]:.0f} %")
             for spine in panel.spines.values():
                 spine.set(edgecolor=color, linewidth=2)
-        show(grid[row, draws - 1], cropmix(image, plan, output_size), "the mix")
-    compared = {"RandomResizedCrop": {"number": 1, "scale": 0.08}, "CropMix": {"inter_aug": True}}
+        show(grid[row, 2 + len(plan.crops)], cropmix(image, plan, output_size), "the mix")
+    compared: dict[str, dict[str, Any]] = {
+        "RandomResizedCrop": {"number": 1, "scale": 0.08},
+        "CropMix": {"inter_aug": True},
+    }
     for row, (name, options) in enumerate(compared.items(), start=len(plans)):
         for index in range(draws):
             plan = sample_plan(*image.shape[:2], output_size=output_size, index=index, **options)

@@ -43,7 +43,7 @@ def resized_crop(image: np.ndarray, crop: tuple[int, int, int, int], output_size
     top, left, height, width = crop
     cropped = image[top : top + height, left : left + width].astype(np.float64)
     rows, columns = resize_matrix(height, output_size[0]), resize_matrix(width, output_size[1])
-    return np.einsum("yh,hwc,xw->yxc", rows, cropped, columns)
+    return np.einsum("yh,hwc,xw->yxc", rows, cropped, columns, optimize=True)
 
 
 def cropmix(image: np.ndarray, plan, output_size: tuple[int, int]) -> np.ndarray:

@@ -19,9 +19,9 @@ def test_lines_now_and_then(monkeypatch, capsys) -> None:
     monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
     assert list(progress(iter("abcdefgh"), 8, "letters", "characters")) == list("abcdefgh")
     assert capsys.readouterr().err.splitlines() == [
-        "letters: 3/8 in 00:12,  4.00s/ characters, 00:20 left",
-        "letters: 6/8 in 00:24,  4.00s/ characters, 00:08 left",
-        "letters: 8/8 in 00:32,  4.00s/ characters, 00:00 left",
+        "letters: 3/8 in 00:12, 0.25 characters/s, 00:20 left",
+        "letters: 6/8 in 00:24, 0.25 characters/s, 00:08 left",
+        "letters: 8/8 in 00:32, 0.25 characters/s, 00:00 left",
     ]
 
 

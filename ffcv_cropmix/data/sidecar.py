@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 
@@ -33,9 +33,10 @@ def sidecar_path(beton: str | Path) -> Path:
     return Path(f"{beton}.json")
 
 
-def write_sidecar(beton: str | Path, sidecar: Sidecar) -> None:
-    """Write it beside the .beton file."""
-    sidecar_path(beton).write_text(json.dumps(asdict(sidecar), indent=1) + "\n")
+def write_sidecar(file: BinaryIO, sidecar: Sidecar) -> None:
+    """Write it to a file, and have it there at once: what is still in a buffer can fail to get to the disk."""
+    file.write(json.dumps(asdict(sidecar), indent=1).encode() + b"\n")
+    file.flush()
 
 
 def read_sidecar(beton: str | Path) -> Sidecar | None:
@@ -46,7 +47,10 @@ def read_sidecar(beton: str | Path) -> Sidecar | None:
     """
     path = sidecar_path(beton)
     try:
-        return Sidecar(**json.loads(path.read_text()))
+        sidecar = Sidecar(**json.loads(path.read_text()))
+        if not isinstance(sidecar.classes, list) or not all(isinstance(name, str) for name in sidecar.classes):
+            raise ValueError("its classes are not a list of names")
+        return sidecar
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -44,10 +44,13 @@ def load_rgb(image: Path | np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: transparency is dropped, 16-bit gray is scaled to 8 bits (Pillow clips it)."""
-    if image.mode.startswith("I"):  # "I;16"; some Pillow versions read 16-bit files as "I"
+    """Any Pillow mode to RGB: transparency is dropped, 16-bit gray is scaled to 8 bits (Pillow clips it).
+
+    "I" has 32 bits; their range is a guess, but for the 16-bit files that some Pillow versions read so. "F" is clipped.
+    """
+    if image.mode.startswith("I"):
         levels = np.asarray(image)
-        if levels.max(initial=0) > 255:
+        if image.mode != "I" or image.format in ("PNG", "PPM") or levels.max(initial=0) > 255:
             levels = levels >> 8
         return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:  # Pillow warns of palettes with it
@@ -56,14 +59,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _imagefolder(data_dir: Path, split: str) -> Source:
-    """Torchvision's ImageFolder, a folder a class, in data_dir/split if there is one, else in data_dir."""
+    """Torchvision's ImageFolder, a folder a class, in data_dir/split if data_dir has splits, else in data_dir.
+
+    A split is a folder of folders: CIFAR-100 has a class "train".
+    """
     from torchvision.datasets import ImageFolder
 
-    folder = data_dir / split if (data_dir / split).is_dir() else data_dir
     try:
+        splits = [name for name in {split, "train", "val", "test"} if next((data_dir / name).glob("*/"), None)]
+        if splits and split not in splits:
+            raise DataError(f"{data_dir} has no folder {split}, it has {' and '.join(sorted(splits))}: give a --split")
+        folder = data_dir / split if splits else data_dir
         found = ImageFolder(str(folder))
-    except FileNotFoundError:
-        raise DataError(f"{folder}: not a folder of folders with images, one for each class") from None
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} is not a folder of folders with images, one for each class: {error}") from None
+    except OSError as error:
+        raise DataError(f"{data_dir} cannot be read: {error}") from None
     return Source(found.classes, np.array(found.targets, np.int64), [Path(path) for path, _ in found.samples])
 
 
@@ -73,7 +84,7 @@ def _cifar(name: str) -> Callable[[Path, str], Source]:
 
         try:
             found = getattr(torchvision.datasets, name)(str(data_dir), train=split == "train")
-        except RuntimeError:
+        except (RuntimeError, OSError):
             raise DataError(f"{data_dir}: {name} is not there; torchvision.datasets.{name} downloads it") from None
         return Source(found.classes, np.array(found.targets, np.int64), found.data)
 
@@ -115,4 +126,6 @@ def open_source(dataset: str, data_dir: Path | None, split: str) -> Source:
     """
     if data_dir and not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder")
+    if dataset != "imagefolder" and split not in ("train", "val"):
+        raise DataError(f"{dataset} has no split {split}, it has train and val")
     return _SOURCES[dataset](data_dir or Path(), split)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
+import resource
+import signal
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ffcv.fields import RGBImageField
+from ffcv import types
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
 from ffcv.reader import Reader
 from PIL import Image
 
@@ -31,6 +36,18 @@ def _source(count: int, folder: Path | None = None) -> Source:
     for index, path in enumerate(paths):
         Image.fromarray(photo(index)).save(path)
     return Source([""] * (count + 1), labels, paths)
+
+
+def test_the_format_is_ffcvs() -> None:
+    assert module._VERSION == types.CURRENT_VERSION
+    assert types.TYPE_ID_HANDLER[module._IMAGE_TYPE] is RGBImageField
+    assert types.TYPE_ID_HANDLER[module._INT_TYPE] is IntField
+    assert types.get_metadata_type([RGBImageField(), IntField()]) == module._METADATA
+    assert types.ALLOC_TABLE_TYPE == module._ALLOCATION
+    for theirs, ours in ((types.HeaderType, module._HEADER), (types.FieldDescType, module._FIELD)):
+        offsets = [[(name, dtype.fields[name][1]) for name in dtype.names] for dtype in (theirs, ours)]
+        assert offsets[0] == offsets[1]
+        assert theirs.itemsize == ours.itemsize
 
 
 @pytest.mark.parametrize("write_mode", ["raw", "jpg"])
@@ -53,16 +70,22 @@ def test_encodes_as_ffcv_does(write_mode: str, max_resolution: int, index: int) 
 
 def test_extreme_shapes_keep_a_pixel() -> None:
     assert encode(0, np.zeros((1, 900, 3), np.uint8), EncodeOptions(max_resolution=30))[1:3] == (1, 30)
-    with pytest.raises(ValueError, match="1 x 70000 px"):
-        encode(0, np.zeros((1, 70000, 3), np.uint8), EncodeOptions(max_resolution=0))
+    for side, write_mode in ((65_501, "jpg"), (65_536, "raw")):
+        with pytest.raises(ValueError, match=f"1 x {side} px, a side can have {side - 1}"):
+            encode(0, np.zeros((1, side, 3), np.uint8), EncodeOptions(max_resolution=0, write_mode=write_mode))
+        encode(0, np.zeros((1, side - 1, 3), np.uint8), EncodeOptions(max_resolution=0, write_mode=write_mode))
 
 
 def test_smart_and_proportion() -> None:
-    def modes(**options) -> list[int]:
-        return [encode(index, photo(index), EncodeOptions(max_resolution=0, **options)).mode for index in range(40)]
+    photos = [photo(index) for index in range(40)]
 
-    threshold = photo(5).nbytes
-    expected = [0 if photo(index).nbytes > threshold else 1 for index in range(40)]
+    def modes(**options) -> list[int]:
+        return [
+            encode(index, image, EncodeOptions(max_resolution=0, **options)).mode for index, image in enumerate(photos)
+        ]
+
+    threshold = photos[5].nbytes
+    expected = [0 if image.nbytes > threshold else 1 for image in photos]
     assert modes(write_mode="smart", smart_threshold=threshold) == expected
     some = modes(write_mode="proportion", compress_probability=0.3, seed=1)
     assert 4 <= some.count(0) <= 20
@@ -98,22 +121,42 @@ def test_a_sample_lies_in_one_page(tmp_path: Path, monkeypatch) -> None:
     assert len(np.unique(first // reader.page_size)) == 8
     for index in (0, 5, 6, 39):
         assert (stored_image(tmp_path / "x.beton", index) == index).all()
+    for os_cache in (True, False):  # stock FFCV: all of the file, or page by page
+        loader = Loader(
+            str(tmp_path / "x.beton"),
+            batch_size=7,
+            num_workers=1,
+            os_cache=os_cache,
+            order=OrderOption.SEQUENTIAL,
+            drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+        )
+        read = [
+            (image[0, 0, 0], (image == image[0, 0, 0]).all(), label) for batch in loader for image, label in zip(*batch)
+        ]
+        assert read == [(k, True, 0) for k in range(40)]
 
 
-def test_pages_hold_the_largest_image(tmp_path: Path) -> None:
+def test_pages_and_chunks_suit_the_largest_image(tmp_path: Path, monkeypatch) -> None:
+    given: list[tuple] = []
+    encode_all = module._encode_all
+    monkeypatch.setattr(module, "_encode_all", lambda *arguments: given.append(arguments) or encode_all(*arguments))
     Image.new("RGB", (2200, 2100)).save(tmp_path / "large.png")
     source = Source(["x"], np.zeros(1, np.int64), [tmp_path / "large.png"])
     convert(source, tmp_path / "x.beton", EncodeOptions(write_mode="raw", max_resolution=0), num_workers=1)
     assert Reader(str(tmp_path / "x.beton")).page_size == 2**24
+    assert given[0][-1] == 1  # sample a chunk: it has 14 MB of pixels
 
 
 def _expect_failure(source: Source, path: Path, message: str, **options) -> None:
     path.write_text("what was there before")
+    before = set(multiprocessing.active_children())
     with pytest.raises(DataError, match=message) as caught:
         convert(source, path, EncodeOptions(write_mode="raw"), **options)
     assert "\n" not in str(caught.value)
     assert path.read_text() == "what was there before"
     assert not list(path.parent.glob(".*"))
+    assert set(multiprocessing.active_children()) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
@@ -130,49 +173,76 @@ def test_a_cut_image_is_named(tmp_path: Path) -> None:
     _expect_failure(source, tmp_path / "x.beton", "21.png cannot be converted: ", num_workers=2)
 
 
-def test_a_killed_worker_ends_the_run(tmp_path: Path) -> None:
+def test_a_bad_image_does_not_wait_for_other_workers(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it takes for ever
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    source = Source(["x"], np.zeros(2, np.int64), [tmp_path / "pipe.png", tmp_path / "bad.png"])
+    started = time.monotonic()
+    _expect_failure(source, tmp_path / "x.beton", "bad.png cannot be converted", num_workers=2, chunk_size=1)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("busy", ["reading a file", "taking a chunk"])
+def test_a_killed_worker_ends_the_run(tmp_path: Path, busy: str) -> None:
     killed: list[float] = []
     others = set(multiprocessing.active_children())
 
     def kill() -> None:
         while not (workers := set(multiprocessing.active_children()) - others):
-            time.sleep(0.05)
-        time.sleep(2.5)  # they start
+            time.sleep(0.01)
+        worker = workers.pop()
+        if busy == "taking a chunk":  # its parent is stuck with the rest of it
+            os.kill(worker.pid, signal.SIGSTOP)
+        time.sleep(1.5)
         killed.append(time.monotonic())
-        workers.pop().kill()
+        worker.kill()
 
-    os.mkfifo(tmp_path / "pipe.png")  # opening it waits: the workers are busy when one of them is killed
-    source = Source(["x"], np.zeros(400, np.int64), [tmp_path / "pipe.png"] * 400)
+    if busy == "reading a file":
+        os.mkfifo(tmp_path / "pipe.png")
+        source = Source(["x"], np.zeros(400, np.int64), [tmp_path / "pipe.png"] * 400)
+        message = r"worker process \d+ died with exit status -9 between .*pipe.png"
+    else:
+        source = Source(["x"], np.zeros(400, np.int64), np.zeros((400, 99, 99, 3), np.uint8))
+        message = r"worker process \d+ died with exit status -9 between sample 0 and sample 99"
     threading.Thread(target=kill, daemon=True).start()
-    _expect_failure(source, tmp_path / "x.beton", r"worker process \d+ died with exit status -9 near .*pipe.png")
+    _expect_failure(source, tmp_path / "x.beton", message, num_workers=1 if busy == "taking a chunk" else 2)
     assert time.monotonic() - killed[0] < 5
 
 
-def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch) -> None:
-    def fsync(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(module.os, "fsync", fsync)
-    _expect_failure(_source(2), tmp_path / "x.beton", "x.beton cannot be written: No space left", num_workers=1)
+def test_a_file_that_cannot_grow_is_an_error(tmp_path: Path) -> None:
+    """As on a full disk, half way; the workers, which have more to do, are not waited for."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    images = np.random.default_rng(0).integers(0, 256, (400, 99, 99, 3), np.uint8)
+    source = Source(["x"], np.zeros(400, np.int64), images)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**23 + 2**20, limits[1]))
+    try:
+        _expect_failure(source, tmp_path / "x.beton", "x.beton cannot be written: File too large", num_workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_the_workers_end_with_their_parent(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    source = Source(["x"], np.zeros(9, np.int64), [tmp_path / "pipe.png"] * 9)
+    Image.fromarray(photo(20)).save(tmp_path / "photo.png")
+    source = Source(["x"], np.zeros(10**5, np.int64), [tmp_path / "photo.png"] * 10**5)
     parent = multiprocessing.get_context("spawn").Process(
         target=convert, args=(source, tmp_path / "x.beton", EncodeOptions())
     )
     parent.start()
-    children: list[str] = []
-    while not children and parent.is_alive():
+    workers: list[Path] = []
+    while len(workers) < 2 and parent.is_alive():  # multiprocessing's resource tracker, and a worker
         time.sleep(0.1)
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    time.sleep(4)  # the worker starts
+        workers = [Path(f"/proc/{child}/stat") for child in children]
+    assert len(workers) >= 2
+    time.sleep(1)  # of work
     parent.kill()
     parent.join()
-    time.sleep(1)
-    for child in children:
-        status = Path(f"/proc/{child}/stat")
-        assert not status.exists() or status.read_text().split()[2] == "Z"  # nobody may have asked how it ended
-    assert children
+
+    def running(stat: Path) -> bool:
+        return stat.exists() and stat.read_text().split()[2] != "Z"  # nobody may have asked how it ended
+
+    deadline = time.monotonic() + 5
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, workers))
     assert not (tmp_path / "x.beton").exists()

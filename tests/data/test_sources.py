@@ -39,6 +39,16 @@ def test_sixteen_bits_are_scaled_not_clipped(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_rgb(tmp_path / name)[:, :, 1], GRAY)
 
 
+@pytest.mark.parametrize("name", ["dark.png", "dark.tif", "dark.pgm"])
+def test_sixteen_bits_are_scaled_however_dark(name: str, tmp_path: Path) -> None:
+    dark = Image.fromarray(np.full((4, 4), 255, np.uint16))
+    dark.save(tmp_path / name)
+    assert not load_rgb(tmp_path / name).any()
+    as_older_pillow_reads_it = Image.fromarray(np.full((4, 4), 255, np.int32))
+    as_older_pillow_reads_it.format = "PNG"
+    assert not np.asarray(to_rgb(as_older_pillow_reads_it)).any()
+
+
 def test_transparent_palette_and_exif_rotation(tmp_path: Path, recwarn) -> None:
     palette = Image.fromarray(COLOR).convert("P")
     palette.save(tmp_path / "p.png", transparency=bytes(range(256)))
@@ -68,6 +78,20 @@ def test_imagefolder(folder: Path) -> None:
         assert source.name(2) == str(folder / "train/b/0.png")
         np.testing.assert_array_equal(load_rgb(source.images[3]), COLOR)
     assert open_source("imagefolder", folder, "val").classes == ["b"]
+    with pytest.raises(DataError, match="has no folder test, it has train and val"):
+        open_source("imagefolder", folder, "test")  # not a set of the classes train and val
+
+
+def test_a_class_may_be_called_train(folder: Path) -> None:
+    (folder / "train/b").rename(folder / "train/train")
+    for data_dir in (folder, folder / "train"):
+        assert open_source("imagefolder", data_dir, "train").classes == ["a", "train"]
+
+
+def test_a_class_without_images_is_named(folder: Path) -> None:
+    (folder / "train/empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        open_source("imagefolder", folder, "train")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +130,12 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert not seen & {image.tobytes() for image in val.images}
     assert set(np.unique(val.labels)) == set(range(10))
     np.testing.assert_array_equal(open_source("digits", None, "val").images, val.images)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits"])
+def test_an_unknown_split_is_named(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{dataset} has no split trian"):
+        open_source(dataset, tmp_path, "trian")
 
 
 @pytest.mark.parametrize("dataset", ["imagefolder", "cifar10", "cifar100"])

@@ -1,0 +1,31 @@
+# Each target does its own set-up: system packages if they are missing, a virtual environment, the pinned packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and draw the crops
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A stamp tells which extra is installed, from which versions.
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	sh scripts/system_packages.sh
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+$(VENV)/bin/python:
+	sh scripts/system_packages.sh
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
