@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -109,9 +110,12 @@ def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]
 
 def _numbers(number: int | Sequence[int]) -> int:
     """The numbers of views as decimal digits: 3 -> 3, (2, 3, 4) -> 234."""
-    numbers = [int(d) for d in str(number)] if isinstance(number, (int, np.integer)) else list(number)
-    valid = all(isinstance(n, (int, np.integer)) and 1 <= n <= MAX_VIEWS for n in numbers)
-    if isinstance(number, bool) or not numbers or not valid or len(numbers) > MAX_VIEWS:
+    try:
+        digits = isinstance(number, (int, np.integer))
+        numbers = [int(digit) for digit in str(number)] if digits else [operator.index(n) for n in number]  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        numbers = []
+    if not 1 <= len(numbers) <= MAX_VIEWS or not all(1 <= n <= MAX_VIEWS for n in numbers):
         raise ValueError(f"number is 1 to {MAX_VIEWS}, a tuple of such, or its digits such as 234, got {number!r}")
     return int("".join(str(n) for n in numbers))
 
