@@ -128,6 +128,9 @@ def test_a_signal_ends_the_run(tmp_path: Path, number: signal.Signals, status: i
     while run.poll() is None and len(children.read_text().split()) < 2:  # resource tracker and worker
         time.sleep(0.01)
     time.sleep(0.1)
+    worker = Path(f"/proc/{children.read_text().split()[-1]}/status").read_text()
+    blocked = int(worker.split("SigBlk:")[1].split()[0], 16)
+    assert blocked == 1 << signal.SIGINT - 1  # from its first moment on: it would print a traceback
     sent = time.monotonic()
     if number == signal.SIGINT:
         os.killpg(run.pid, number)  # as Ctrl-C does: to the worker, which just starts, as well
