@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,21 +143,41 @@ def test_any_memory_layout() -> None:
     np.testing.assert_array_equal(cropmix(np.asfortranarray(image[::2, ::-2]), plan, (9, 9)), expected)
 
 
+@compiled_only
+def test_the_image_is_left_as_it_is() -> None:
+    image, plan = picture(30, 25), MixPlan(crops=[(5, 5, 20, 20), (0, 0, 30, 25)], lams=[0.4])
+    before = image.copy()
+    expected = cropmix(image, plan, (9, 9))
+    np.testing.assert_array_equal(image, before)
+    assert image.flags.writeable
+    image.flags.writeable = False
+    np.testing.assert_array_equal(cropmix(image, plan, (9, 9)), expected)
+
+
 @pytest.mark.parametrize(
-    ("image", "plan", "output_size", "message"),
+    ("image", "got"),
     [
-        (np.zeros((4, 4)), MixPlan(crops=[(0, 0, 4, 4)]), (2, 2), r"image is uint8 .* got float64 \(4, 4\)"),
-        (picture(4, 4)[:, :, :2], MixPlan(crops=[(0, 0, 4, 4)]), (2, 2), r"got uint8 \(4, 4, 2\)"),
-        (picture(4, 4), MixPlan(crops=[(1, 0, 4, 4)]), (2, 2), r"\(1, 0, 4, 4\) is not inside the image, 4 x 4"),
-        (picture(4, 4), MixPlan(crops=[(0, 0, 0, 4)]), (2, 2), r"\(0, 0, 0, 4\) is not inside"),
-        (picture(4, 4), MixPlan(crops=[(0, -1, 4, 4)]), (2, 2), r"\(0, -1, 4, 4\) is not inside"),
-        (picture(4, 4), MixPlan(crops=[(0, 0, 4, 4)]), (0, 2), r"output_size .* got \(0, 2\)"),
-        (picture(4, 4), MixPlan(crops=[(0, 0, 4, 4)]), 2, "output_size .* got 2"),
+        (np.zeros((4, 4, 3)), r"float64 \(4, 4, 3\)"),
+        (picture(4, 4)[:, :, 0], r"uint8 \(4, 4\)"),
+        (picture(4, 4)[:, :, :2], r"uint8 \(4, 4, 2\)"),
+        (picture(4, 4)[:0], r"uint8 \(0, 4, 3\)"),
     ],
 )
-def test_what_cannot_be_done_is_named(image, plan, output_size, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        cropmix(image, plan, output_size)
+def test_wrong_images_are_named(image: np.ndarray, got: str) -> None:
+    with pytest.raises(ValueError, match=f"image is uint8 .* got {got}"):
+        cropmix(image, MixPlan(crops=[(0, 0, 4, 4)]), (2, 2))
+
+
+@pytest.mark.parametrize("crop", [(1, 0, 4, 4), (0, 1, 4, 4), (-1, 0, 4, 4), (0, -1, 4, 4), (0, 0, 0, 4), (0, 0, 4, 0)])
+def test_wrong_crops_are_named(crop: tuple) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(str(crop))} is not inside the image, 4 x 4"):
+        cropmix(picture(4, 4), MixPlan(crops=[(0, 0, 4, 4), crop], lams=[0.5]), (2, 2))
+
+
+@pytest.mark.parametrize("output_size", [(0, 2), (2, 0), (2.0, 2), (True, 2), (2, 2, 3), 2])
+def test_wrong_output_sizes_are_named(output_size) -> None:
+    with pytest.raises(ValueError, match=f"output_size .* got {re.escape(str(output_size))}"):
+        cropmix(picture(4, 4), MixPlan(crops=[(0, 0, 4, 4)]), output_size)
 
 
 def test_unknown_interpolation() -> None:

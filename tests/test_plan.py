@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ffcv_cropmix import MixPlan, sample_plan
+from ffcv_cropmix.kernels import sampling
 from ffcv_cropmix.plan import sampling_options
 
 CROP = (0, 0, 4, 4)
@@ -31,15 +32,24 @@ def test_forms_of_an_option_agree() -> None:
         assert sample_plan(300, 400, **one) == sample_plan(300, 400, **other)
 
 
-def test_a_plan_holds_what_was_drawn() -> None:
-    plan = sample_plan(300, 400, operation="cutmix", number=4, inter_aug=True, output_size=(50, 60))
-    assert len(plan.crops) == 4
-    assert len(plan.boxes) == len(plan.paste_next) == len(plan.permutations) == 3
-    assert plan.lams == ()
-    arrays = plan.pack((50, 60))
-    assert arrays.crops[:4].tolist() == [list(crop) for crop in plan.crops]
-    assert arrays.boxes[:3].tolist() == [list(box) for box in plan.boxes]
-    assert sample_plan(300, 400, number=2).permutations is None
+@pytest.mark.parametrize("operation", ["mixup", "cutmix"])
+def test_a_plan_holds_what_was_drawn(operation: str) -> None:
+    options = {"number": 234, "operation": operation, "inter_aug": True, "flip_probability": 0.5, "seed": 2**40 + 1}
+    drawn = sampling.new_plan_arrays()
+    for index in range(30):
+        plan = sample_plan(300, 400, output_size=(50, 60), epoch=3, index=index, **options)
+        views, flip = sampling.sample(sampling_options(**options), index, 3, 300, 400, 50, 60, drawn)
+        assert (len(plan.crops), plan.flip) == (views, flip)
+        packed = plan.pack((50, 60))
+        np.testing.assert_array_equal(packed.crops[:views], drawn.crops[:views])
+        for name in ("permutations", *(("lams",) if operation == "mixup" else ("boxes", "paste_next"))):
+            np.testing.assert_array_equal(getattr(packed, name)[: views - 1], getattr(drawn, name)[: views - 1])
+
+
+def test_a_plan_holds_nothing_else() -> None:
+    mixup, cutmix = sample_plan(300, 400, number=2), sample_plan(300, 400, number=2, operation="cutmix")
+    assert (mixup.boxes, mixup.paste_next, mixup.permutations) == ((), (), None)
+    assert (cutmix.lams, cutmix.permutations) == ((), None)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +95,12 @@ def test_wrong_plans_are_named(options: dict, message: str) -> None:
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sampling_options(**options)
+        sample_plan(9, 9, **options)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (5.0, 5), (True, 5)])
-def test_wrong_image_sizes_are_named(size: tuple) -> None:
+def test_wrong_sizes_are_named(size: tuple) -> None:
     with pytest.raises(ValueError, match="the image is"):
         sample_plan(*size)
+    with pytest.raises(ValueError, match="output_size is"):
+        sample_plan(9, 9, output_size=size)

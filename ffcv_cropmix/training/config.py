@@ -242,7 +242,7 @@ def _shorten(message: str) -> str:
     if unknown:
         name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
         keys = [f"{name}.{key.name}" for name, section in sections.items() for key in fields(section)]
-        close = difflib.get_close_matches(name, keys, n=3)
+        close = difflib.get_close_matches(name, keys, n=3, cutoff=0.8)
         return f"there is no option {name}" + (f"; close to it: {', '.join(close)}" if close else "")
     return message
 

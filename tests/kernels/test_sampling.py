@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numba import njit
 from scipy import stats
+from torchvision.transforms import RandomResizedCrop
 
 from ffcv_cropmix import sample_plan
 from ffcv_cropmix.kernels import sampling
@@ -22,22 +26,38 @@ SIDE = 4000  # px; large enough for rounding not to be seen
 ALPHA = 0.001  # of the tests of distributions; the draws are the same each time
 
 
+class Drawn(NamedTuple):
+    """The draws of `COUNT` images."""
+
+    numbers: np.ndarray
+    flips: np.ndarray
+    crops: np.ndarray
+    lams: np.ndarray
+    boxes: np.ndarray
+    paste_next: np.ndarray
+    permutations: np.ndarray
+
+
 @njit
-def _plans(options, count, side, output_side):
-    """(number, flip, crops, lams, boxes, pasted, permutations) of `count` images."""
-    numbers, flips = np.empty(count, np.int64), np.empty(count, np.bool_)
-    crops, boxes = np.empty((count, 8, 4), np.int64), np.empty((count, 7, 4), np.int64)
-    pasted, permutations = np.empty((count, 7), np.bool_), np.empty((count, 7, 3), np.int64)
-    lams = np.empty((count, 7))
-    arrays = sampling.new_plan_arrays()
-    for index in range(count):
-        numbers[index], flips[index] = sampling.sample(options, index, 0, side, side, output_side, output_side, arrays)
-        crops[index] = arrays.crops
-        lams[index] = arrays.lams
-        boxes[index] = arrays.boxes
-        pasted[index] = arrays.paste_next
-        permutations[index] = arrays.permutations
-    return numbers, flips, crops, lams, boxes, pasted, permutations
+def _draw(options, epoch, image_size, output_size):
+    numbers, flips = np.empty(COUNT, np.int64), np.empty(COUNT, np.bool_)
+    crops, lams, boxes = np.empty((COUNT, 8, 4), np.int64), np.empty((COUNT, 7)), np.empty((COUNT, 7, 4), np.int64)
+    paste_next, permutations = np.empty((COUNT, 7), np.bool_), np.empty((COUNT, 7, 3), np.int64)
+    plan = sampling.new_plan_arrays()
+    for k in range(COUNT):
+        numbers[k], flips[k] = sampling.sample(
+            options, k, epoch, image_size[0], image_size[1], output_size[0], output_size[1], plan
+        )
+        crops[k] = plan.crops
+        lams[k] = plan.lams
+        boxes[k] = plan.boxes
+        paste_next[k] = plan.paste_next
+        permutations[k] = plan.permutations
+    return Drawn(numbers, flips, crops, lams, boxes, paste_next, permutations)
+
+
+def draw(epoch: int = 0, image_size=(SIDE, SIDE), output_size=(64, 64), **options) -> Drawn:
+    return _draw(sampling_options(**options), epoch, image_size, output_size)
 
 
 def _uniform(values: np.ndarray, low: float, high: float) -> bool:
@@ -49,75 +69,151 @@ def _equally_likely(values: list, outcomes: int) -> bool:
     return len(counts) == outcomes and stats.chisquare(list(counts.values())).pvalue > ALPHA
 
 
+def _dependent(columns: dict[str, np.ndarray]) -> list[tuple[str, str]]:
+    """The pairs of columns whose sixths depend on each other by a chi-square test."""
+    sixths = {}
+    for name, values in columns.items():
+        edges = np.unique(np.quantile(values, np.arange(1, 6) / 6, method="higher"))
+        sixths[name] = np.searchsorted(edges[edges > values.min()], values, side="right")
+    pairs = list(itertools.combinations(columns, 2))
+    found = []
+    for pair in pairs:
+        one, other = (sixths[name] for name in pair)
+        table = np.bincount(one * (other.max() + 1) + other).reshape(-1, other.max() + 1)
+        if stats.chi2_contingency(table).pvalue < ALPHA / len(pairs):
+            found.append(pair)
+    return found
+
+
 @pytest.mark.parametrize(("scale", "number"), [(0.01, 2), (0.01, 3), ((0.2, 0.6), 4), (0.08, 1), (0.1, 8)])
 def test_areas_are_uniform_in_each_band(scale, number: int) -> None:
-    options = sampling_options(scale=scale, number=number, ratio=(1, 1))
-    crops = _plans(options, COUNT, SIDE, 64)[2][:, :number]
+    crops = draw(scale=scale, number=number, ratio=(1, 1)).crops[:, :number]
     areas = crops[:, :, 2] * crops[:, :, 3] / SIDE**2
-    edges = np.linspace(options.scale_low, options.scale_high, number + 1)
+    edges = np.linspace(*(scale if isinstance(scale, tuple) else (scale, 1)), number + 1)
     for low, high, area in zip(edges, edges[1:], np.sort(areas, axis=1).T):
         assert _uniform(area, low, high)
 
 
 def test_ratio_is_log_uniform_and_place_uniform() -> None:
-    crops = _plans(sampling_options(scale=(0.1, 0.5), number=1, ratio=(3 / 4, 4 / 3)), COUNT, SIDE, 64)[2][:, 0]
-    top, left, height, width = crops.T
+    top, left, height, width = draw(scale=(0.1, 0.5), number=1).crops[:, 0].T
     assert _uniform(np.log(width / height), math.log(3 / 4), math.log(4 / 3))
     assert _uniform((top + 0.5) / (SIDE - height + 1), 0, 1)
     assert _uniform((left + 0.5) / (SIDE - width + 1), 0, 1)
 
 
+@pytest.mark.parametrize("size", [(400, 600), (150, 1000)])  # the second: about half fall back to the centre
+def test_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
+    ours = draw(image_size=size, scale=0.08, number=1).crops[:, 0].T
+    torch.manual_seed(0)
+    image = torch.empty(size, device="meta")
+    theirs = [RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(5000)]
+    for feature in (
+        lambda top, left, height, width: top,
+        lambda top, left, height, width: left,
+        lambda top, left, height, width: height * width,
+        lambda top, left, height, width: np.log(width / height),
+    ):
+        assert stats.ks_2samp(feature(*ours), feature(*np.transpose(theirs))).pvalue > ALPHA
+
+
 def test_234_draws_each_number_for_a_third_of_the_images() -> None:
-    numbers = _plans(sampling_options(number=234), COUNT, SIDE, 64)[0]
+    numbers = draw(number=234).numbers
     assert _equally_likely(numbers.tolist(), 3)
     assert set(numbers) == {2, 3, 4}
-    assert set(_plans(sampling_options(number=(1, 8)), 100, SIDE, 64)[0]) == {1, 8}
+    assert set(draw(number=(1, 8)).numbers) == {1, 8}
 
 
 @pytest.mark.parametrize("number", [3, 4, 5])
 def test_orders_are_uniform(number: int) -> None:
-    crops = _plans(sampling_options(number=number, ratio=(1, 1)), COUNT, SIDE, 64)[2][:, :number]
+    crops = draw(number=number, ratio=(1, 1)).crops[:, :number]
     assert _equally_likely([tuple(order) for order in np.argsort(crops[:, :, 2], axis=1)], math.factorial(number))
 
 
 def test_two_views_keep_the_order_of_their_bands() -> None:
-    crops = _plans(sampling_options(number=2, ratio=(1, 1)), COUNT, SIDE, 64)[2]
+    crops = draw(number=2, ratio=(1, 1)).crops
     assert (crops[:, 0, 2] <= crops[:, 1, 2]).all()
 
 
 def test_lam_is_beta_of_the_ratio_over_the_number() -> None:
-    lams = _plans(sampling_options(number=3, mix_ratio=0.9), COUNT, SIDE, 64)[3]
-    for step in range(2):
-        assert stats.kstest(lams[:, step], stats.beta(0.3, 0.3).cdf).pvalue > ALPHA
-    assert abs(np.corrcoef(lams[:, 0], lams[:, 1])[0, 1]) < 0.03
+    for lams in draw(number=3, mix_ratio=0.9).lams[:, :2].T:
+        assert stats.kstest(lams, stats.beta(0.3, 0.3).cdf).pvalue > ALPHA
 
 
 def test_boxes() -> None:
-    side = 1000
-    *_, boxes, pasted, _ = _plans(sampling_options(number=2, operation="cutmix"), COUNT, SIDE, side)
-    row0, col0, row1, col1 = boxes[:, 0].T
+    height, width = 1000, 500
+    drawn = draw(output_size=(height, width), number=2, operation="cutmix")
+    row0, col0, row1, col1 = drawn.boxes[:, 0].T
     assert min(row0.min(), col0.min()) >= 0
-    assert max(row1.max(), col1.max()) <= side
-    assert (row0 <= row1).all()
-    whole = (row0 > 0) & (row1 < side) & (col0 > 0) & (col1 < side)
-    assert (row1 - row0 == col1 - col0)[whole].all()  # square in a square
-    # P(side < s) = P(1 - u < s^2) = s^2; clipped boxes are left out by looking at small ones in the middle
-    middle = (np.abs((row0 + row1) / 2 - side / 2) < side / 4) & (np.abs((col0 + col1) / 2 - side / 2) < side / 4)
-    small = (row1 - row0)[middle & (row1 - row0 < side / 2)]
-    assert _uniform(((small + 1) / (side / 2)) ** 2, 0, 1)
-    assert _equally_likely(pasted[:, 0].tolist(), 2)
+    assert max(row1.max() - height, col1.max() - width) <= 0
+    assert min((row1 - row0).min(), (col1 - col0).min()) >= 0
+    assert _equally_likely(drawn.paste_next[:, 0].tolist(), 2)
+    # The law shows where nothing is clipped: small boxes in the middle. P(side < s) = P(1 - u < s^2) = s^2.
+    rows, columns = (row0 + row1) / (2 * height), (col0 + col1) / (2 * width)
+    sides = (row1 - row0) / height
+    whole = (abs(rows - 0.5) < 0.25) & (abs(columns - 0.5) < 0.25) & (sides < 0.5)
+    assert whole.sum() > COUNT / 20
+    assert abs((row1 - row0) / height - (col1 - col0) / width)[whole].max() <= 2 / width
+    assert _uniform((sides[whole] + 1 / height) ** 2, 0, 0.25)
+    assert _uniform(rows[whole], 0.25, 0.75)
+    assert _uniform(columns[whole], 0.25, 0.75)
+    assert not _dependent({"row": rows[whole], "column": columns[whole], "side": sides[whole]})
 
 
 def test_permutations_and_flips() -> None:
-    options = sampling_options(number=2, inter_aug=True, flip_probability=0.25)
-    _, flips, *_, permutations = _plans(options, COUNT, SIDE, 64)
-    assert _equally_likely([tuple(order) for order in permutations[:, 0].tolist()], 6)
-    assert flips.mean() == pytest.approx(0.25, abs=0.015)
-    assert (_plans(sampling_options(number=2), 50, SIDE, 64)[-1][:, 0] == [0, 1, 2]).all()
-    assert not _plans(sampling_options(flip_probability=0), 2000, SIDE, 64)[1].any()
-    assert _plans(sampling_options(flip_probability=1), 2000, SIDE, 64)[1].all()
+    drawn = draw(number=2, inter_aug=True, flip_probability=0.25)
+    assert _equally_likely([tuple(order) for order in drawn.permutations[:, 0].tolist()], 6)
+    assert stats.binomtest(int(drawn.flips.sum()), COUNT, 0.25).pvalue > ALPHA
+    assert (draw(number=2).permutations[:, 0] == [0, 1, 2]).all()
+    assert not draw(flip_probability=0).flips.any()
+    assert draw(flip_probability=1).flips.all()
 
 
+@pytest.mark.parametrize("operation", ["mixup", "cutmix"])
+def test_the_draws_of_an_image_are_independent(operation: str) -> None:
+    drawn = draw(number=8, scale=(0.1, 0.5), operation=operation, mix_ratio=8, inter_aug=True, flip_probability=0.5)
+    positions = np.argsort(drawn.crops[:, :, 2] * drawn.crops[:, :, 3], axis=1)  # of the bands, the lowest first
+    top, left, height, width = np.moveaxis(np.take_along_axis(drawn.crops, positions[:, :, None], axis=1), 2, 0)
+    columns = {"flip": drawn.flips, "place of the smallest": positions[:, 0]}
+    for band in range(8):
+        columns |= {
+            f"area {band}": (height * width)[:, band],
+            f"ratio {band}": (width / height)[:, band],
+            f"top {band}": (top / (SIDE - height))[:, band],
+            f"left {band}": (left / (SIDE - width))[:, band],
+        }
+    for step in range(7):
+        columns[f"permutation {step}"] = drawn.permutations[:, step] @ [3, 1, 0]
+        if operation == "mixup":
+            columns[f"lam {step}"] = drawn.lams[:, step]
+        else:
+            columns[f"box {step}"] = drawn.boxes[:, step] @ [1, 0, 1, 0]
+            columns[f"coin {step}"] = drawn.paste_next[:, step]
+    assert _dependent(columns) == []
+
+
+def test_number_and_flip_are_independent() -> None:
+    drawn = draw(number=234, flip_probability=0.5)
+    assert not _dependent({"number": drawn.numbers, "flip": drawn.flips})
+
+
+def test_neighbours_are_independent() -> None:
+    options = {"number": 2, "mix_ratio": 2}
+    lams = draw(**options).lams[:, 0]
+    columns = {
+        "seed 0": lams[:-2],
+        "next index": lams[1:-1],
+        "index after": lams[2:],
+        "epoch 1": draw(epoch=1, **options).lams[:-2, 0],
+        "epoch 1, next index": draw(epoch=1, **options).lams[1:-1, 0],
+        "seed 1": draw(seed=1, **options).lams[:-2, 0],
+        "seed 2**32": draw(seed=2**32, **options).lams[:-2, 0],
+    }
+    assert _dependent(columns) == []
+
+
+@example(1, 1, 0.001, (3 / 4, 4 / 3), 0)
+@example(1, 70, 1.0, (50, 90), 0)
+@example(70, 1, 1.0, (0.01, 0.02), 0)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),
