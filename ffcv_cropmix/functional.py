@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 
+from .kernels.bicubic import new_bicubic_scratch, render_bicubic
+from .kernels.coefficients import AREA, BICUBIC, BILINEAR
 from .kernels.jit import entry
 from .kernels.layers import collapse, new_layers
 from .kernels.render import new_scratch, render
 from .plan import OPERATIONS, MixPlan, check_size
 
-INTERPOLATIONS = ("bilinear",)
+INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": BICUBIC, "area": AREA}
+Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
-def check_interpolation(interpolation: str) -> None:
-    """Raise ValueError unless the kernels have this filter."""
+def interpolation_number(interpolation: str) -> int:
+    """The kernels' number of a filter; ValueError unless they have it."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation is one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+    return INTERPOLATIONS[interpolation]
 
 
-@entry
-def _cropmix(image, plan, number, operation, flip, out):
-    height, width, _ = image.shape
-    output_height, output_width, _ = out.shape
-    layers = new_layers()
-    count = collapse(plan, number, operation, output_height, output_width, layers)
-    scratch = new_scratch(height, width, output_height, output_width)
-    render(image, layers, count, operation, flip, out, scratch)
+def kernels_of(bicubic: bool) -> tuple[Any, Any]:
+    """(new_scratch, render), of the same arguments for all filters."""
+    return (new_bicubic_scratch, render_bicubic) if bicubic else (new_scratch, render)
+
+
+@cache
+def _compile(bicubic: bool) -> Any:
+    new_scratch, render = kernels_of(bicubic)
+
+    @entry
+    def compiled(image, plan, number, operation, flip, interpolation, out):
+        height, width, _ = image.shape
+        output_height, output_width, _ = out.shape
+        layers = new_layers()
+        count = collapse(plan, number, operation, output_height, output_width, layers)
+        scratch = new_scratch(interpolation, height, width, output_height, output_width)
+        render(image, layers, count, operation, flip, interpolation, out, scratch)
+
+    return compiled
 
 
 def cropmix(
     image: np.ndarray,
     plan: MixPlan,
     output_size: tuple[int, int] = (224, 224),
-    interpolation: Literal["bilinear"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     """Crop, resize and mix an image as a plan says (arXiv 2205.15955, section 3).
 
@@ -42,7 +58,8 @@ def cropmix(
         image: uint8 (height, width, 3), any size >= 1.
         plan: from `sample_plan`, or made by hand.
         output_size: (height, width) of the result, px, any size >= 1.
-        interpolation: "bilinear" is Pillow's, antialiased; each view is cropped first, then resized.
+        interpolation: "bilinear", "bicubic" (Pillow's, antialiased) or "area" (OpenCV's INTER_AREA, bilinear along an
+            axis that is enlarged); each view is cropped first, then resized.
 
     Returns:
         uint8 (output height, output width, 3), rounded once, at the end.
@@ -53,11 +70,12 @@ def cropmix(
     image = np.ascontiguousarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"image is uint8 (height, width, 3), got {image.dtype} {image.shape}")
-    check_interpolation(interpolation)
+    number = interpolation_number(interpolation)
     height, width = check_size("output_size", output_size)
     plan.check_fits(*image.shape[:2])
     image = image.view()
     image.setflags(write=False)  # one type, one compilation: see kernels.jit.as_readonly
     out = np.empty((height, width, 3), np.uint8)
-    _cropmix(image, plan.pack((height, width)), len(plan.crops), OPERATIONS[plan.operation], plan.flip, out)
+    arguments = (plan.pack((height, width)), len(plan.crops), OPERATIONS[plan.operation], plan.flip, number)
+    _compile(number == BICUBIC)(image, *arguments, out)
     return out

@@ -46,6 +46,14 @@ def resized_crop(image: np.ndarray, crop: tuple[int, int, int, int], output_size
     return np.einsum("yh,hwc,xw->yxc", rows, cropped, columns, optimize=True)
 
 
+def weights(plan) -> list[float]:
+    """What each view counts for under mixup."""
+    shares = [1.0]
+    for lam in plan.lams:
+        shares = [share * lam for share in shares] + [1 - lam]
+    return shares
+
+
 def cropmix(image: np.ndarray, plan, output_size: tuple[int, int]) -> np.ndarray:
     """One mixing step after the other, as the authors do: float64 (height, width, 3), not rounded."""
     views = [resized_crop(image, crop, output_size) for crop in plan.crops]

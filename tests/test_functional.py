@@ -20,7 +20,7 @@ from ffcv_cropmix import MixPlan, cropmix, sample_plan
 from tests import naive
 from tests.betons import photo
 
-LEVELS = 0.75  # from the exact result: rounding to integers takes 0.5
+LEVELS = 0.65  # from the exact result: rounding to integers takes 0.5
 SIZES = [(17, 11), (1, 1), (1, 9), (9, 1), (33, 70)]
 OUTPUTS = [(1, 1), (7, 5), (33, 70), (224, 160)]
 PERMUTATIONS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
@@ -35,7 +35,8 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def check(image: np.ndarray, plan: MixPlan, output_size: tuple[int, int]) -> None:
     out = cropmix(image, plan, output_size)
     assert (out.dtype, out.shape) == (np.uint8, (*output_size, 3))
-    assert np.abs(out - naive.cropmix(image, plan, output_size)).max() <= LEVELS
+    faint = sum(weight for weight in naive.weights(plan) if weight < 0.5 / 255)  # those views may be left out
+    assert np.abs(out - naive.cropmix(image, plan, output_size)).max() <= LEVELS + min(255 * faint, 0.5)
 
 
 @compiled_only

@@ -13,6 +13,8 @@ import numpy as np
 from .jit import jit
 from .sampling import MAX_VIEWS, MIXUP
 
+FAINT = 0.5 / 255  # weight of half a level: layers below it are dropped
+
 
 class Layers(NamedTuple):
     """Up to MAX_VIEWS layers, the lowest first."""
@@ -86,6 +88,27 @@ def _clip_layers(layers, count, box):
 
 
 @jit
+def _drop_faint(layers, count):
+    """Drop layers that change the mix by less than half a level together; return how many remain.
+
+    Their weights add up to 1 again. lam is drawn from Beta(a, a), a < 1: a third of all images have one layer left.
+    """
+    kept = 0
+    total = dropped = 0.0
+    for position in range(count):
+        weight = layers.weights[position]
+        if dropped + weight < FAINT:
+            dropped += weight
+        else:
+            total += weight
+            _move_layer(layers, position, kept)
+            kept += 1
+    for position in range(kept):
+        layers.weights[position] /= total
+    return kept
+
+
+@jit
 def _drop_covered(layers, count):
     """Drop each layer that lies wholly under one later layer; return how many remain."""
     kept = 0
@@ -106,7 +129,7 @@ def _drop_covered(layers, count):
 def collapse(plan, number, operation, output_height, output_width, layers):
     """Fill `layers` from the plan (PlanArrays) of `number` views; return the number of layers, at least 1.
 
-    No layer is drawn whose weight is zero or that is wholly covered.
+    Layers that cannot be seen are dropped: too faint, or wholly covered.
     """
     set_layer(layers, 0, plan.crops[0], output_height, output_width)
     count = 1
@@ -139,11 +162,4 @@ def collapse(plan, number, operation, output_height, output_width, layers):
                 _move_layer(layers, position - 1, position)
             set_layer(layers, 0, crop, output_height, output_width)
             count += 1
-    if operation == MIXUP:
-        kept = 0
-        for position in range(count):
-            if layers.weights[position] > 0.0:
-                _move_layer(layers, position, kept)
-                kept += 1
-        return kept
-    return _drop_covered(layers, count)
+    return _drop_faint(layers, count) if operation == MIXUP else _drop_covered(layers, count)
