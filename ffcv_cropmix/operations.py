@@ -8,7 +8,7 @@ from . import patches  # noqa: F401
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numba
 import numpy as np
@@ -20,12 +20,16 @@ from numba import get_num_threads, types
 
 from . import turbojpeg
 from .errors import DataError
-from .functional import check_interpolation
+from .functional import Interpolation, interpolation_number, kernels_of
 from .kernels import sampling
+from .kernels.coefficients import BICUBIC
 from .kernels.jit import as_readonly, compiled_once, jit
 from .kernels.layers import collapse, new_layers, set_layer
-from .kernels.render import new_scratch, render
+from .kernels.planes import new_planes_scratch, render_planes
+from .kernels.render import rows_needed
 from .plan import Operation, check_size, sampling_options
+
+Decode = Literal["rgb", "rows", "ycbcr"]
 
 _JPG, _RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
@@ -62,8 +66,17 @@ class _Workspace(NamedTuple):
     layers: Any
     plan: Any
     scratch: Any
-    header: Any  # int32 (4,), for turbojpeg.decode_jpeg
-    pixels: Any  # uint8 (n,), the largest JPEG of the batch, decoded
+    planes: Any
+    jpeg: Any
+
+
+class _Compiled(NamedTuple):
+    """What of a decoder is the same for all loaders."""
+
+    new_workspace: Any
+    """(batch_indices, metadata, largest file in bytes, interpolation, output height, output width) -> _Workspace"""
+    render_sample: Any
+    """Decodes one sample, draws the layers that `draw` fills in; returns 0, or a key of _CAUSES."""
 
 
 @jit
@@ -72,60 +85,67 @@ def _int(number):
     return int(np.int64(number))
 
 
-@jit
-def _new_workspace(batch_indices, metadata, output_height, output_width):
-    height = width = pixels = 0
-    for index in batch_indices:
-        field = metadata[index]
-        height = max(height, _int(field["height"]))
-        width = max(width, _int(field["width"]))
-        if field["mode"] == _JPG:
-            pixels = max(pixels, _int(field["height"]) * _int(field["width"]))
-    return _Workspace(
-        new_layers(),
-        sampling.new_plan_arrays(),
-        new_scratch(height, width, output_height, output_width),
-        np.empty(4, np.int32),
-        np.empty(3 * pixels, np.uint8),
-    )
-
-
-@jit
-def _render_sample(data, mode, height, width, draw, options, index, epoch, handle, workspace, out):
-    """Decode one sample, and draw the layers that `draw` fills in; return 0, or a key of _CAUSES."""
-    size = 3 * height * width
-    if mode == _JPG:
-        code = turbojpeg.decode_jpeg(handle, data, height, width, workspace.header, workspace.pixels)
-        if code != turbojpeg.OK:
-            return code
-        image = as_readonly(workspace.pixels[:size])
-    elif mode == _RAW:
-        if data.size != size:
-            return _BAD_RAW_SIZE
-        image = data
-    else:
-        return _BAD_MODE
-    output_height, output_width, _ = out.shape
-    count, operation, flip = draw(
-        options, index, epoch, height, width, output_height, output_width, workspace.plan, workspace.layers
-    )
-    render(image.reshape((height, width, 3)), workspace.layers, count, operation, flip, out, workspace.scratch)
-    return 0
-
-
 @cache
-def _compile_render_sample(draw, options_type):
-    """`_render_sample` for a `draw`, compiled once in a process."""
+def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Compiled:
+    """Compile for a `_draw`, once in a process. Bilinear and area are of one compilation."""
+    new_scratch, render = kernels_of(bicubic)
+    planar = decode == "ycbcr" and not bicubic
 
-    def render_sample(data, mode, height, width, options, index, epoch, handle, workspace, out):
-        return _render_sample(data, mode, height, width, draw, options, index, epoch, handle, workspace, out)
+    @jit
+    def new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width):
+        height = width = area = 0
+        for index in batch_indices:
+            field = metadata[index]
+            height = max(height, _int(field["height"]))
+            width = max(width, _int(field["width"]))
+            if field["mode"] == _JPG:
+                area = max(area, (_int(field["height"]) + 1) * (_int(field["width"]) + 1))
+        return _Workspace(
+            new_layers(),
+            sampling.new_plan_arrays(),
+            new_scratch(interpolation, height, width, output_height, output_width),
+            new_planes_scratch(interpolation, height if planar else 0, width, output_height, output_width),
+            turbojpeg.new_buffers(area, largest_file),
+        )
+
+    def render_sample(data, mode, height, width, options, interpolation, index, epoch, handle, workspace, out):
+        layers, jpeg = workspace.layers, workspace.jpeg
+        output_height, output_width, _ = out.shape
+        count, operation, flip = draw(
+            options, index, epoch, height, width, output_height, output_width, workspace.plan, layers
+        )
+        size = 3 * height * width
+        if mode == _RAW:
+            if data.size != size:
+                return _BAD_RAW_SIZE
+            image = data
+        elif mode == _JPG:
+            rows = height if decode == "rgb" else rows_needed(layers, count, interpolation, output_height)
+            if planar:
+                code = turbojpeg.decode_jpeg_planes(handle, data, height, width, rows, jpeg)
+                if code == turbojpeg.OK:
+                    scratches = (workspace.scratch, workspace.planes)
+                    render_planes(
+                        jpeg.pixels, height, width, layers, count, operation, flip, interpolation, out, *scratches
+                    )
+                if code != turbojpeg.NOT_420:
+                    return code
+            code = turbojpeg.decode_jpeg(handle, data, height, width, rows, jpeg)
+            if code != turbojpeg.OK:
+                return code
+            image = as_readonly(jpeg.pixels[:size])
+        else:
+            return _BAD_MODE
+        image = image.reshape((height, width, 3))
+        render(image, layers, count, operation, flip, interpolation, out, workspace.scratch)
+        return 0
 
     sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])
-    workspace = numba.typeof(_new_workspace(np.empty(0, np.int64), sample, 1, 1))
+    workspace = numba.typeof(new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1))
     data, out = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 3, "C")
     whole = types.int64
-    arguments = (data, whole, whole, whole, options_type, whole, whole, whole, workspace, out)
-    return compiled_once(render_sample, whole, *arguments)
+    arguments = (data, whole, whole, whole, options_type, whole, whole, whole, whole, workspace, out)
+    return _Compiled(new_workspace, compiled_once(render_sample, whole, *arguments))
 
 
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
@@ -140,10 +160,13 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     _options: Any
     """What `_draw` gets as its options: a tuple of numbers."""
 
-    def __init__(self, output_size: tuple[int, int], interpolation: str) -> None:
+    def __init__(self, output_size: tuple[int, int], interpolation: Interpolation, decode: Decode = "rgb") -> None:
         super().__init__()
         self.output_size = output_size
-        check_interpolation(interpolation)
+        self._interpolation = interpolation_number(interpolation)
+        if decode not in get_args(Decode):
+            raise ValueError(f"decode is one of {', '.join(get_args(Decode))}, got {decode!r}")
+        self._decode = decode
         self._next_epoch: int | None = None  # None until a loader has taken the decoder in
 
     @property
@@ -184,17 +207,26 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., Any]:
         # Called at each pass: cheap. Only `decode` is compiled for each loader; the rest once in a process.
         read, iterate = self.memory_read, Compiler.get_iterator()
-        options = self._options
-        render_sample = _compile_render_sample(self._draw, numba.typeof(options))
+        options, interpolation, whole_files = self._options, self._interpolation, self._decode == "rgb"
+        new_workspace, render_sample = _compile(
+            self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode
+        )
 
         def decode(batch_indices, memory, metadata, storage_state):
             destination, codes, epoch_shape = memory
             epoch = epoch_shape.shape[1]
             count = len(batch_indices)
             chunks = get_num_threads()
+            largest_file = 0  # of those that are copied, to be changed
+            if not whole_files:
+                for index in batch_indices:
+                    largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
             for chunk in iterate(chunks):
                 # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
-                workspace = _new_workspace(batch_indices, metadata, destination.shape[1], destination.shape[2])
+                output_height, output_width = destination.shape[1], destination.shape[2]
+                workspace = new_workspace(
+                    batch_indices, metadata, largest_file, interpolation, output_height, output_width
+                )
                 handle = turbojpeg.new_handle()
                 for position in range(chunk, count, chunks):
                     index = batch_indices[position]
@@ -206,6 +238,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
                         _int(field["height"]),
                         _int(field["width"]),
                         options,
+                        interpolation,
                         _int(index),
                         epoch,
                         handle,
@@ -249,9 +282,17 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
         mix_ratio: mixup draws the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
         inter_aug: permute the colour channels of one operand of each mixing step.
         ratio: (low, high) aspect ratio, width / height, of the crops.
-        interpolation: "bilinear", antialiased, as Pillow's.
+        interpolation: "bilinear", "bicubic" (Pillow's, antialiased; slower: each view is resampled and rounded as
+            Pillow does it) or "area" (OpenCV's INTER_AREA, bilinear along an axis that is enlarged).
         flip_probability: chance that the image is mirrored left to right; spares `RandomHorizontalFlip`.
         seed: 0 to 2**64 - 1.
+        decode: what of a JPEG is decoded.
+            "rgb": all, every error noticed.
+            "rows": up to the last row that is needed; the same pixels. Damage that leaves the rest of the file
+            undecodable is not noticed: for files whose checksums are compared, or that are trusted otherwise.
+            "ycbcr": the same, and the colours stay at half the resolution until the crops are resampled. Up to 0.7 % of
+            values differ from the others' by more than 1 level. For JPEGs with 4:2:0 subsampling, FFCV's own, and
+            not for bicubic; "rows" for the others.
 
     The decoder's output is uint8 (batch, height, width, 3), as FFCV's.
 
@@ -272,11 +313,12 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
         mix_ratio: float = 0.4,
         inter_aug: bool = False,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        interpolation: Literal["bilinear"] = "bilinear",
+        interpolation: Interpolation = "bilinear",
         flip_probability: float = 0.0,
         seed: int = 0,
+        decode: Decode = "rgb",
     ) -> None:
-        super().__init__(output_size, interpolation)
+        super().__init__(output_size, interpolation, decode)
         self._options = sampling_options(
             scale=scale,
             number=number,
@@ -302,7 +344,7 @@ class CenterCropRGBImageDecoder(_LayersRGBImageDecoder):
     Args:
         output_size: (height, width) of the images, px.
         ratio: side of the square as a share of the image's shorter side, in (0, 1].
-        interpolation: "bilinear", antialiased, as Pillow's.
+        interpolation: "bilinear", "bicubic" or "area", as `CropMixRGBImageDecoder` has them.
 
     Raises:
         ValueError, DecodeError: as `CropMixRGBImageDecoder` does.
@@ -314,7 +356,7 @@ class CenterCropRGBImageDecoder(_LayersRGBImageDecoder):
         self,
         output_size: tuple[int, int],
         ratio: float = 224 / 256,
-        interpolation: Literal["bilinear"] = "bilinear",
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         super().__init__(output_size, interpolation)
         if not 0 < ratio <= 1:

@@ -11,9 +11,10 @@ from . import patches  # noqa: F401
 
 # isort: split
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import ffcv._libffcv
+import numpy as np
 
 from .kernels.jit import jit
 
@@ -29,37 +30,134 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 new_handle = _function("tjInitDecompress", _ADDRESS)
 destroy_handle = _function("tjDestroy", _INT, _ADDRESS)
+_error_code = _function("tjGetErrorCode", _INT, _ADDRESS)
 _read_header = _function("tjDecompressHeader3", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
 _decompress = _function("tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _INT, _INT, _INT, _INT)
+_decompress_to_planes = _function(
+    "tjDecompressToYUVPlanes", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _ADDRESS, _INT, _INT
+)
 
-_TJPF_RGB = 0
-_TJFLAG_NOREALLOC, _TJFLAG_FASTDCT = 1024, 2048  # FFCV's choice
+_TJPF_RGB, _TJSAMP_420, _TJCS_YCBCR, _TJERR_FATAL = 0, 2, 1, 1
+_FLAGS = 1024 | 2048  # TJFLAG_NOREALLOC | TJFLAG_FASTDCT: FFCV's choice
 
-OK, BAD_HEADER, OTHER_SIZE, BAD_DATA = range(4)
+OK, BAD_HEADER, OTHER_SIZE, BAD_DATA, NOT_420 = range(5)
+
+
+class JpegBuffers(NamedTuple):
+    """Working memory of the decoding of one JPEG after the other, owned by one thread."""
+
+    header: Any  # int32 (4,): width, height, subsampling, colour space
+    pixels: Any  # uint8 (n,): RGB rows, or planes
+    shortened: Any  # uint8 (n,): a JPEG with another height
+    planes: Any  # int64 (3,): addresses of the planes
 
 
 @jit
-def decode_jpeg(handle, data, height, width, header, out):
-    """Decode a JPEG into the first height * width * 3 bytes of `out`, as RGB rows.
+def new_buffers(largest_area, largest_file):
+    """Buffers for images of up to so many pixels, a row and a column added, and files of so many bytes.
+
+    Files are copied to decode less than all of them: 0 where that is not done.
+    """
+    return JpegBuffers(
+        np.empty(4, np.int32),
+        np.empty(3 * largest_area, np.uint8),
+        np.empty(largest_file, np.uint8),
+        np.empty(3, np.int64),
+    )
+
+
+@jit
+def _check_header(handle, data, height, width, header):
+    at = header.ctypes.data
+    if _read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
+        return BAD_HEADER
+    if header[0] != width or header[1] != height:  # decoding reports success, and shears the image
+        return OTHER_SIZE
+    return OK
+
+
+@jit
+def _height_offset(data):
+    """Where the height stands in a JPEG whose first rows can be decoded alone: baseline, in one scan; else 0."""
+    frame = 0
+    components = 0
+    at = 2
+    while at + 10 < data.size and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xC0 or marker == 0xC1:
+            frame, components = at + 5, data[at + 9]
+        elif marker == 0xDA:
+            return frame if data[at + 4] == components else 0
+        elif 0xC2 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+            return 0
+        at += 2 + 256 * int(data[at + 2]) + int(data[at + 3])
+    return 0
+
+
+@jit
+def _shorten(data, rows, height, buffers):
+    """Put the JPEG with a lower height into buffers.shortened: decoding stops there. Return whether that was done."""
+    if rows >= height:
+        return False
+    at = _height_offset(data)
+    if at == 0:
+        return False
+    for k in range(data.size):  # as a slice, numba compiles for 3 s what would report a wrong shape
+        buffers.shortened[k] = data[k]
+    buffers.shortened[at] = rows >> 8
+    buffers.shortened[at + 1] = rows & 255
+    return True
+
+
+@jit
+def decode_jpeg(handle, data, height, width, rows, buffers):
+    """Decode a JPEG into buffers.pixels, as RGB rows.
 
     Args:
         handle: from `new_handle`, of one thread.
         data: uint8 (n,), the JPEG file.
         height, width: the size that the JPEG must have, px.
-        header: int32 (4,), working memory.
-        out: uint8, at least height * width * 3.
+        rows: how many of the rows are needed. If not all, no more than these may be decoded, to the bit the same; and
+            as the library takes what is left for damage, real damage is not noticed.
 
     Returns:
-        OK, or what is wrong: BAD_HEADER (not a JPEG), OTHER_SIZE, BAD_DATA (damaged, or not RGB or gray); `out` then
-        holds anything.
+        OK, or what is wrong: BAD_HEADER (not a JPEG), OTHER_SIZE, BAD_DATA (damaged, or not RGB or gray); the pixels
+        then are anything.
     """
-    address = data.ctypes.data
-    at = header.ctypes.data
-    if _read_header(handle, address, data.size, at, at + 4, at + 8, at + 12) != 0:
-        return BAD_HEADER
-    if header[0] != width or header[1] != height:  # decoding reports success, and shears the image
-        return OTHER_SIZE
-    flags = _TJFLAG_NOREALLOC | _TJFLAG_FASTDCT
-    if _decompress(handle, address, data.size, out.ctypes.data, width, 0, height, _TJPF_RGB, flags) != 0:
-        return BAD_DATA
+    code = _check_header(handle, data, height, width, buffers.header)
+    if code != OK:
+        return code
+    source, last = data.ctypes.data, height
+    shortened = _shorten(data, rows + 2, height, buffers)  # 2: see decode_jpeg_planes
+    if shortened:
+        source, last = buffers.shortened.ctypes.data, rows + 2
+    if _decompress(handle, source, data.size, buffers.pixels.ctypes.data, width, 0, last, _TJPF_RGB, _FLAGS) != 0:
+        return OK if shortened and _error_code(handle) != _TJERR_FATAL else BAD_DATA
+    return OK
+
+
+@jit
+def decode_jpeg_planes(handle, data, height, width, rows, buffers):
+    """Decode a JPEG's planes into buffers.pixels: at least the first `rows` rows, colours at half the resolution.
+
+    The planes follow each other: luma with rows of `width` rounded up to an even number, blue, red with half of that.
+
+    Returns:
+        As `decode_jpeg` does, or NOT_420: it has no such planes; buffers.pixels are as they were.
+    """
+    code = _check_header(handle, data, height, width, buffers.header)
+    if code != OK:
+        return code
+    if buffers.header[2] != _TJSAMP_420 or buffers.header[3] != _TJCS_YCBCR:
+        return NOT_420
+    source, last = data.ctypes.data, height
+    shortened = _shorten(data, rows + 2, height, buffers)  # the rows of colours above and below make up a row's
+    if shortened:
+        source, last = buffers.shortened.ctypes.data, rows + 2
+    half_height, half_width = (height + 1) // 2, (width + 1) // 2
+    buffers.planes[0] = buffers.pixels.ctypes.data
+    buffers.planes[1] = buffers.planes[0] + 4 * half_height * half_width
+    buffers.planes[2] = buffers.planes[1] + half_height * half_width
+    if _decompress_to_planes(handle, source, data.size, buffers.planes.ctypes.data, width, 0, last, _FLAGS) != 0:
+        return OK if shortened and _error_code(handle) != _TJERR_FATAL else BAD_DATA
     return OK

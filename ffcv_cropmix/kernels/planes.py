@@ -1,0 +1,174 @@
+"""Drawing layers from the planes of a JPEG, luma and colours at half the resolution: RGB is made of what is drawn.
+
+libjpeg's upsampling of the colours, a triangle filter, goes into the coefficients, at the image's borders, not the
+crop's. What remains different from the RGB path is that it clips each pixel before resampling, and this after.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .coefficients import FULL, fill_coefficients, table_size
+from .jit import as_readonly, jit
+from .render import layer_share, lost, padded, visible_lanes
+from .sampling import MAX_VIEWS, MIXUP
+from .vectors import LANES, finish, horizontal_plane, mix_planes, transpose, vertical
+
+
+class PlanesScratch(NamedTuple):
+    """Working memory of one `render_planes`, owned by one thread, besides `render.Scratch`."""
+
+    taps: Any  # int64 (MAX_VIEWS, 2): number of taps of the rows and the columns of each layer's colours
+    starts: Any  # int32 (MAX_VIEWS, 2, output side): first tap, in the plane
+    coefficients: Any  # uint16 (MAX_VIEWS, 2, n)
+    sums: Any  # int64 (n,): those of one position
+    planes: Any  # uint16 (3 * output width * LANES,): LANES output rows of a layer, transposed
+
+
+@jit
+def new_planes_scratch(interpolation, largest_height, largest_width, output_height, output_width):
+    """Scratch for images up to the given size, px."""
+    table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
+    side = max(output_height, output_width)
+    return PlanesScratch(
+        np.empty((MAX_VIEWS, 2), np.int64),
+        np.empty((MAX_VIEWS, 2, side), np.int32),
+        np.empty((MAX_VIEWS, 2, table + 2 * side), np.uint16),
+        np.empty(table + 2, np.int64),
+        np.empty(3 * output_width * LANES, np.uint16),
+    )
+
+
+@jit
+def compose_upsampling(taps, starts, coefficients, offset, size, output_size, composed_starts, composed, sums):
+    """Turn coefficients over the full resolution into those over a plane of half of it; return their number.
+
+    Args:
+        taps, starts, coefficients: from `fill_coefficients`; offset: of the crop in the image, px.
+        size: of the plane, px.
+        composed_starts, composed: filled, the sum of each position kept.
+    """
+    composed_taps = min((taps + 2) // 2 + 1, size)
+    for position in range(output_size):
+        first = starts[position] + offset
+        start = min(max((first - 1) // 2, 0), size - composed_taps)
+        for tap in range(composed_taps):
+            sums[tap] = 0
+        for tap in range(taps):
+            coefficient = int(coefficients[position * taps + tap])
+            near = (first + tap) // 2  # libjpeg: 3/4 of the nearer sample, 1/4 of the farther; replicated at the border
+            far = min(max(near - 1 + 2 * ((first + tap) % 2), 0), size - 1)
+            sums[near - start] += 3 * coefficient
+            sums[far - start] += coefficient
+        running, before = 0, 0
+        for tap in range(composed_taps):
+            running += sums[tap]
+            now = (running + 2) // 4
+            composed[position * composed_taps + tap] = min(now - before, FULL - 1)
+            before = now
+        composed_starts[position] = start
+    return composed_taps
+
+
+@jit
+def _resample(pixels, corner, stride, row, top, bottom, begin, end, tables, k, scratch, planes, plane):
+    """Resample rows row + top to row + bottom - 1 of one plane of layer k; columns begin to end - 1 into `planes`."""
+    row_taps, column_taps = tables.taps[k]
+    row_starts, column_starts = tables.starts[k]
+    row_coefficients, column_coefficients = tables.coefficients[k]
+    first = column_starts[begin]
+    values = column_starts[end - 1] + column_taps - first
+    for lane in range(top, bottom):
+        vertical(
+            pixels,
+            corner + row_starts[row + lane] * stride + first,
+            stride,
+            row_coefficients,
+            (row + lane) * row_taps,
+            row_taps,
+            scratch.rows,
+            lane * padded(values),
+            values,
+        )
+    transpose(scratch.rows, padded(values), scratch.columns, values)
+    horizontal_plane(scratch.columns, first, column_starts, column_coefficients, column_taps, begin, end, planes, plane)
+
+
+@jit
+def render_planes(pixels, height, width, layers, count, operation, flip, interpolation, out, scratch, planes_scratch):
+    """`kernels.render.render` from the planes that `turbojpeg.decode_jpeg_planes` leaves in `pixels`."""
+    pixels = as_readonly(pixels)
+    half_height, half_width = (height + 1) // 2, (width + 1) // 2
+    colours = 4 * half_height * half_width
+    output_height, output_width, _ = out.shape
+    chroma = planes_scratch
+    for k in range(count):
+        for axis in range(2):
+            starts, coefficients = scratch.starts[k, axis], scratch.coefficients[k, axis]
+            scratch.taps[k, axis] = fill_coefficients(
+                interpolation,
+                layers.crops[k, 2 + axis],
+                out.shape[axis],
+                FULL if axis == 0 else layer_share(layers.weights[k]),
+                starts,
+                coefficients,
+            )
+            chroma.taps[k, axis] = compose_upsampling(
+                scratch.taps[k, axis],
+                starts,
+                coefficients,
+                layers.crops[k, axis],
+                half_height if axis == 0 else half_width,
+                out.shape[axis],
+                chroma.starts[k, axis],
+                chroma.coefficients[k, axis],
+                chroma.sums,
+            )
+    lanes = min(LANES, output_height)
+    for block in range(0, output_height, LANES):
+        row = min(block, output_height - lanes)  # the last block ends with the rows
+        for k in range(count):
+            top, bottom = visible_lanes(layers, k, count, operation, row, lanes)
+            if top >= bottom:
+                continue
+            begin, end = layers.rectangles[k, 1], layers.rectangles[k, 3]
+            corner = layers.crops[k, 0] * 2 * half_width + layers.crops[k, 1]
+            weight, share = layers.weights[k], layer_share(layers.weights[k])
+            _resample(
+                pixels, corner, 2 * half_width, row, top, bottom, begin, end, scratch, k, scratch, chroma.planes, 0
+            )
+            for plane in range(2):
+                corner = colours + plane * half_height * half_width
+                _resample(
+                    pixels,
+                    corner,
+                    half_width,
+                    row,
+                    top,
+                    bottom,
+                    begin,
+                    end,
+                    chroma,
+                    k,
+                    scratch,
+                    chroma.planes,
+                    1 + plane,
+                )
+            mix_planes(
+                chroma.planes,
+                int((lost(scratch.taps[k, 0]) * weight + lost(scratch.taps[k, 1]) + 1) / 2),
+                int((lost(chroma.taps[k, 0]) * weight + lost(chroma.taps[k, 1]) + 1) / 2) - share // 2,
+                share * 255 // 256,
+                begin,
+                end,
+                layers.permutations[k],
+                scratch.mix,
+                output_width - 1 if flip else 0,
+                -1 if flip else 1,
+                top,
+                bottom,
+                operation == MIXUP and k > 0,
+            )
+        finish(scratch.mix, lanes, out.reshape(-1), 3 * output_width * row, 3 * output_width, 3 * output_width)
