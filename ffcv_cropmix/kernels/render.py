@@ -55,7 +55,7 @@ def layer_share(weight):
 
 @jit
 def visible_lanes(layers, k, count, operation, row, lanes):
-    """(first, last + 1) of the lanes, output rows from `row` on, in which layer k is seen; empty if a later one hides it."""
+    """(first, last + 1) of the lanes, output rows from `row` on, that show layer k; empty if a later one hides it."""
     rectangle = layers.rectangles[k]
     top, bottom = max(rectangle[0] - row, 0), min(rectangle[2] - row, lanes)
     for later in range(k + 1, count if operation == CUTMIX else 0):
