@@ -85,11 +85,18 @@ def _int(number):
     return int(np.int64(number))
 
 
+@jit
+def _new_nothing(interpolation, height, width, output_height, output_width):
+    """In the place of `new_planes_scratch` where no planes are drawn: spares its compilation."""
+    return ()
+
+
 @cache
 def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Compiled:
     """Compile for a `_draw`, once in a process. Bilinear and area are of one compilation."""
     new_scratch, render = kernels_of(bicubic)
-    planar = decode == "ycbcr" and not bicubic
+    all_rows, planar = decode == "rgb", decode == "ycbcr" and not bicubic
+    new_planes = new_planes_scratch if planar else _new_nothing
 
     @jit
     def new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width):
@@ -104,7 +111,7 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Co
             new_layers(),
             sampling.new_plan_arrays(),
             new_scratch(interpolation, height, width, output_height, output_width),
-            new_planes_scratch(interpolation, height if planar else 0, width, output_height, output_width),
+            new_planes(interpolation, height, width, output_height, output_width),
             turbojpeg.new_buffers(area, largest_file),
         )
 
@@ -120,7 +127,7 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Co
                 return _BAD_RAW_SIZE
             image = data
         elif mode == _JPG:
-            rows = height if decode == "rgb" else rows_needed(layers, count, interpolation, output_height)
+            rows = height if all_rows else rows_needed(layers, count, interpolation, output_height)
             if planar:
                 code = turbojpeg.decode_jpeg_planes(handle, data, height, width, rows, jpeg)
                 if code == turbojpeg.OK:
@@ -130,7 +137,10 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Co
                     )
                 if code != turbojpeg.NOT_420:
                     return code
-            code = turbojpeg.decode_jpeg(handle, data, height, width, rows, jpeg)
+            if all_rows:
+                code = turbojpeg.decode_jpeg(handle, data, height, width, jpeg)
+            else:
+                code = turbojpeg.decode_jpeg_rows(handle, data, height, width, rows, jpeg)
             if code != turbojpeg.OK:
                 return code
             image = as_readonly(jpeg.pixels[:size])
@@ -290,9 +300,9 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
             "rgb": all, every error noticed.
             "rows": up to the last row that is needed; the same pixels. Damage that leaves the rest of the file
             undecodable is not noticed: for files whose checksums are compared, or that are trusted otherwise.
-            "ycbcr": the same, and the colours stay at half the resolution until the crops are resampled. Up to 0.7 % of
-            values differ from the others' by more than 1 level. For JPEGs with 4:2:0 subsampling, FFCV's own, and
-            not for bicubic; "rows" for the others.
+            "ycbcr": the same, and colours stay at half the resolution until the crops are resampled. Where libjpeg
+            clips them, at saturated edges, values differ: of ImageNet's photos 0.7 % by more than 1 level. For JPEGs
+            with 4:2:0 subsampling, FFCV's own, and not for bicubic; "rows" for the others.
 
     The decoder's output is uint8 (batch, height, width, 3), as FFCV's.
 

@@ -110,19 +110,32 @@ def _shorten(data, rows, height, buffers):
 
 
 @jit
-def decode_jpeg(handle, data, height, width, rows, buffers):
+def decode_jpeg(handle, data, height, width, buffers):
     """Decode a JPEG into buffers.pixels, as RGB rows.
 
     Args:
         handle: from `new_handle`, of one thread.
         data: uint8 (n,), the JPEG file.
         height, width: the size that the JPEG must have, px.
-        rows: how many of the rows are needed. If not all, no more than these may be decoded, to the bit the same; and
-            as the library takes what is left for damage, real damage is not noticed.
 
     Returns:
         OK, or what is wrong: BAD_HEADER (not a JPEG), OTHER_SIZE, BAD_DATA (damaged, or not RGB or gray); the pixels
         then are anything.
+    """
+    code = _check_header(handle, data, height, width, buffers.header)
+    if code != OK:
+        return code
+    source, target = data.ctypes.data, buffers.pixels.ctypes.data
+    if _decompress(handle, source, data.size, target, width, 0, height, _TJPF_RGB, _FLAGS) != 0:
+        return BAD_DATA
+    return OK
+
+
+@jit
+def decode_jpeg_rows(handle, data, height, width, rows, buffers):
+    """`decode_jpeg` of the first `rows` rows, at least; what is decoded is the same to the bit.
+
+    As the library takes what is left of the file for damage, real damage is not noticed.
     """
     code = _check_header(handle, data, height, width, buffers.header)
     if code != OK:
@@ -143,7 +156,7 @@ def decode_jpeg_planes(handle, data, height, width, rows, buffers):
     The planes follow each other: luma with rows of `width` rounded up to an even number, blue, red with half of that.
 
     Returns:
-        As `decode_jpeg` does, or NOT_420: it has no such planes; buffers.pixels are as they were.
+        As `decode_jpeg_rows` does, or NOT_420: it has no such planes; buffers.pixels are as they were.
     """
     code = _check_header(handle, data, height, width, buffers.header)
     if code != OK:

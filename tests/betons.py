@@ -44,6 +44,22 @@ def write(folder: Path) -> dict[str, Path]:
     return {mode: folder / f"{mode}.beton" for mode in MODES}
 
 
+class SoftPhotos:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        from sklearn.datasets import load_sample_images
+
+        return 64 + load_sample_images().images[index] // 2, index
+
+
+def write_photos(path: Path) -> Path:
+    """Write scikit-learn's photos, levels in 64 to 191, as JPEG."""
+    subprocess.run([sys.executable, __file__, str(path)], check=True, capture_output=True)
+    return path
+
+
 def payload(path: Path, index: int) -> tuple[int, int]:
     """Where in the file the data of a sample's image are: address, size."""
     from ffcv.reader import Reader
@@ -74,7 +90,8 @@ if __name__ == "__main__":
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    for mode in MODES:
+    target = Path(sys.argv[1])
+    sets = [(target, "jpg", SoftPhotos())] if target.suffix else [(target / f"{m}.beton", m, Photos()) for m in MODES]
+    for path, mode, samples in sets:
         fields = {"image": RGBImageField(write_mode=mode), "label": IntField()}
-        path = Path(sys.argv[1]) / f"{mode}.beton"
-        DatasetWriter(str(path), fields, page_size=2**21, num_workers=1).from_indexed_dataset(Photos())
+        DatasetWriter(str(path), fields, page_size=2**21, num_workers=1).from_indexed_dataset(samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -17,33 +18,61 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return tuple(c)
 
 
-def taps(position: int, size: int, output_size: int) -> dict[int, float]:
-    """Weights of the inputs for an output position: Pillow's antialiased bilinear filter."""
+def taps(position: int, size: int, output_size: int, interpolation: str = "bilinear") -> dict[int, float]:
+    """Weights of the inputs for an output position: Pillow's antialiased filters, or a box (area)."""
     scale = size / output_size
-    support = max(scale, 1.0)
+    if interpolation == "area" and scale > 1:  # how much of each pixel lies in the output's
+        begin, end = Fraction(position * size, output_size), Fraction((position + 1) * size, output_size)
+        overlap = {k: min(k + 1, end) - max(k, begin) for k in range(size)}
+        return {k: float(part / (end - begin)) for k, part in overlap.items() if part > 0}
+    reach, function = (2, cubic) if interpolation == "bicubic" else (1, triangle)
+    support = reach * max(scale, 1.0)
     center = (position + 0.5) * scale
     weights = {}
     for k in range(max(int(center - support + 0.5), 0), min(int(center + support + 0.5), size)):
-        weights[k] = max(0.0, 1 - abs((k + 0.5 - center) / support))
+        weights[k] = function((k + 0.5 - center) * reach / support)
     total = math.fsum(weights.values())
     return {k: weight / total for k, weight in weights.items()}
 
 
-def resize_matrix(size: int, output_size: int) -> np.ndarray:
+def triangle(x: float) -> float:
+    return max(0.0, 1 - abs(x))
+
+
+def cubic(x: float) -> float:
+    """Keys' cubic convolution with a = -1/2."""
+    x = abs(x)
+    if x < 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def resize_matrix(size: int, output_size: int, interpolation: str = "bilinear") -> np.ndarray:
     """float64 (output_size, size): the taps of each output position."""
     matrix = np.zeros((output_size, size))
     for position in range(output_size):
-        for k, weight in taps(position, size, output_size).items():
+        for k, weight in taps(position, size, output_size, interpolation).items():
             matrix[position, k] = weight
     return matrix
 
 
-def resized_crop(image: np.ndarray, crop: tuple[int, int, int, int], output_size: tuple[int, int]) -> np.ndarray:
-    """Crop, then resize: float64 (height, width, 3), not rounded."""
+def resized_crop(
+    image: np.ndarray, crop: tuple[int, int, int, int], output_size: tuple[int, int], interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Crop, then resize: float64 (height, width, 3); not rounded, but bicubic after each pass, as Pillow does it."""
     top, left, height, width = crop
     cropped = image[top : top + height, left : left + width].astype(np.float64)
-    rows, columns = resize_matrix(height, output_size[0]), resize_matrix(width, output_size[1])
+    rows = resize_matrix(height, output_size[0], interpolation)
+    columns = resize_matrix(width, output_size[1], interpolation)
+    if interpolation == "bicubic":
+        return fixed_point(rows, fixed_point(columns, cropped.transpose(1, 0, 2)).transpose(1, 0, 2))
     return np.einsum("yh,hwc,xw->yxc", rows, cropped, columns, optimize=True)
+
+
+def fixed_point(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """matrix @ values along the first axis in Pillow's integers of 1/2**22, rounded and clipped to levels."""
+    coefficients = np.trunc(matrix * 2**22 + np.copysign(0.5, matrix))
+    return np.clip(np.floor((np.tensordot(coefficients, values, 1) + 2**21) / 2**22), 0, 255)
 
 
 def weights(plan) -> list[float]:
@@ -54,9 +83,9 @@ def weights(plan) -> list[float]:
     return shares
 
 
-def cropmix(image: np.ndarray, plan, output_size: tuple[int, int]) -> np.ndarray:
+def cropmix(image: np.ndarray, plan, output_size: tuple[int, int], interpolation: str = "bilinear") -> np.ndarray:
     """One mixing step after the other, as the authors do: float64 (height, width, 3), not rounded."""
-    views = [resized_crop(image, crop, output_size) for crop in plan.crops]
+    views = [resized_crop(image, crop, output_size, interpolation) for crop in plan.crops]
     composite = views[0]
     for step, view in enumerate(views[1:]):
         order = list(plan.permutations[step]) if plan.permutations is not None else [0, 1, 2]

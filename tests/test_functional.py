@@ -23,6 +23,7 @@ from tests.betons import photo
 LEVELS = 0.65  # from the exact result: rounding to integers takes 0.5
 SIZES = [(17, 11), (1, 1), (1, 9), (9, 1), (33, 70)]
 OUTPUTS = [(1, 1), (7, 5), (33, 70), (224, 160)]
+INTERPOLATIONS = ("bilinear", "bicubic", "area")
 PERMUTATIONS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
 INTERPRETED = bool(config.DISABLE_JIT)
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="large")
@@ -32,11 +33,12 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def check(image: np.ndarray, plan: MixPlan, output_size: tuple[int, int]) -> None:
-    out = cropmix(image, plan, output_size)
+def check(image: np.ndarray, plan: MixPlan, output_size: tuple[int, int], interpolation: str = "bilinear") -> None:
+    out = cropmix(image, plan, output_size, interpolation)
     assert (out.dtype, out.shape) == (np.uint8, (*output_size, 3))
     faint = sum(weight for weight in naive.weights(plan) if weight < 0.5 / 255)  # those views may be left out
-    assert np.abs(out - naive.cropmix(image, plan, output_size)).max() <= LEVELS + min(255 * faint, 0.5)
+    difference = np.abs(out - naive.cropmix(image, plan, output_size, interpolation)).max()
+    assert difference <= LEVELS + min(255 * faint, 0.5)
 
 
 @compiled_only
@@ -62,28 +64,44 @@ def test_the_authors_recorded_runs() -> None:
 
 
 @compiled_only
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("output_size", [*OUTPUTS, (480, 640)])
 @pytest.mark.parametrize("size", [*SIZES, (375, 500)])
-def test_one_view_is_pillows_crop_and_resize(size: tuple[int, int], output_size: tuple[int, int]) -> None:
+def test_one_view_is_a_crop_and_a_resize(size: tuple[int, int], output_size: tuple[int, int], interpolation) -> None:
     image = picture(*size)
     height, width = size
     for crop in [(0, 0, height, width), (height // 2, width // 3, 1, 1), (height // 4, 0, (height + 1) // 2, width)]:
+        check(image, MixPlan(crops=[crop]), output_size, interpolation)
+        if interpolation == "bicubic":  # in Pillow's integers
+            view = naive.resized_crop(image, crop, output_size, interpolation)
+            np.testing.assert_array_equal(cropmix(image, MixPlan(crops=[crop]), output_size, interpolation), view)
+
+
+@compiled_only
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("output_size", [*OUTPUTS, (480, 640)])
+@pytest.mark.parametrize("size", [*SIZES, (375, 500)])
+def test_one_view_is_pillows(size: tuple[int, int], output_size: tuple[int, int], interpolation: str) -> None:
+    # bicubic: noise would be clipped in the first pass, and which that is depends on Pillow's version
+    image = picture(*size) if interpolation == "bilinear" else 64 + picture(*size) // 4
+    height, width = size
+    for crop in [(0, 0, height, width), (height // 2, width // 3, 1, 1), (height // 4, 0, (height + 1) // 2, width)]:
         top, left, crop_height, crop_width = crop
-        out = cropmix(image, MixPlan(crops=[crop]), output_size)
+        out = cropmix(image, MixPlan(crops=[crop]), output_size, interpolation)
         cropped = Image.fromarray(image).crop((left, top, left + crop_width, top + crop_height))
-        resized = np.asarray(cropped.resize(output_size[::-1], Image.Resampling.BILINEAR))
+        resized = np.asarray(cropped.resize(output_size[::-1], Image.Resampling[interpolation.upper()]))
         assert np.abs(out.astype(int) - resized).max() <= 1
-        check(image, MixPlan(crops=[crop]), output_size)
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
 @pytest.mark.parametrize("output_size", OUTPUTS[:2] if INTERPRETED else OUTPUTS)
 @pytest.mark.parametrize("size", SIZES)
-def test_drawn_plans(size: tuple[int, int], output_size: tuple[int, int], operation: str) -> None:
+def test_drawn_plans(size: tuple[int, int], output_size: tuple[int, int], operation: str, interpolation: str) -> None:
     for index, number in enumerate((1, 2, 3, 4, 8)):
         options = {"number": number, "operation": operation, "inter_aug": True, "flip_probability": 0.5}
         plan = sample_plan(*size, output_size=output_size, index=index, mix_ratio=3, **options)
-        check(picture(*size), plan, output_size)
+        check(picture(*size), plan, output_size, interpolation)
 
 
 @st.composite
@@ -113,19 +131,20 @@ def cases(draw) -> tuple[np.ndarray, MixPlan, tuple[int, int]]:
 
 
 @settings(max_examples=30 if INTERPRETED else 400, deadline=None)
-@given(cases())
-def test_any_plan(case: tuple[np.ndarray, MixPlan, tuple[int, int]]) -> None:
-    check(*case)
+@given(cases(), st.sampled_from(INTERPOLATIONS))
+def test_any_plan(case: tuple[np.ndarray, MixPlan, tuple[int, int]], interpolation: str) -> None:
+    check(*case, interpolation)
 
 
 @compiled_only
 @pytest.mark.parametrize("number", [1, 2, 4, 8])
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
-def test_a_constant_image_stays_as_it_is(operation: str, number: int) -> None:
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_constant_image_stays_as_it_is(operation: str, number: int, interpolation) -> None:
     for level in range(256):
         image = np.full((23, 31, 3), level, np.uint8)
         plan = sample_plan(23, 31, number=number, operation=operation, mix_ratio=4, output_size=(19, 37), index=level)
-        assert (cropmix(image, plan, (19, 37)) == level).all()
+        assert (cropmix(image, plan, (19, 37), interpolation) == level).all()
 
 
 @compiled_only

@@ -1,0 +1,108 @@
+"""Tables of coefficients against the filters' definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ffcv_cropmix import MixPlan
+from ffcv_cropmix.kernels.coefficients import (
+    AREA,
+    BICUBIC,
+    BILINEAR,
+    FULL,
+    fill_coefficients,
+    most_taps,
+    table_size,
+    window,
+)
+from ffcv_cropmix.kernels.planes import compose_upsampling
+from ffcv_cropmix.kernels.render import rows_needed
+from tests import naive
+from tests.kernels.test_layers import HEIGHT, layers_of
+
+NAMES = {"bilinear": BILINEAR, "area": AREA}
+SIZES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (5, 5), (11, 7), (70, 33), (100, 50), (500, 7), (33, 224)]
+
+
+def table(interpolation: int, size: int, output_size: int, share: int = FULL) -> np.ndarray:
+    """float64 (output_size, size): the coefficients as a matrix."""
+    starts = np.zeros(output_size, np.int32)
+    coefficients = np.zeros(table_size(interpolation, size, 1, output_size, 1), np.uint16)
+    taps = fill_coefficients(interpolation, size, output_size, share, starts, coefficients)
+    matrix = np.zeros((output_size, size))
+    for position, start in enumerate(starts):
+        assert 0 <= start <= size - taps
+        matrix[position, start : start + taps] = coefficients[position * taps : (position + 1) * taps]
+    return matrix
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "output_size"), SIZES)
+def test_filters(size: int, output_size: int, name: str) -> None:
+    matrix = table(NAMES[name], size, output_size) / FULL
+    np.testing.assert_allclose(matrix, naive.resize_matrix(size, output_size, name), rtol=0, atol=1.01 / FULL)
+
+
+@pytest.mark.parametrize("share", [1, 129, 40000, FULL])
+@pytest.mark.parametrize(("size", "output_size"), SIZES)
+def test_the_sum_is_the_share(size: int, output_size: int, share: int) -> None:
+    matrix = table(BILINEAR, size, output_size, share)
+    most = np.minimum(matrix.sum(axis=1), share)
+    one_tap = (matrix != 0).sum(axis=1) == 1  # of 1, a coefficient holds 65535/65536
+    np.testing.assert_array_equal(most, np.where(one_tap, min(share, FULL - 1), share))
+
+
+@pytest.mark.parametrize("interpolation", [BILINEAR, BICUBIC, AREA])
+@pytest.mark.parametrize(("size", "output_size"), SIZES)
+def test_no_window_has_more_taps_than_there_is_room_for(size: int, output_size: int, interpolation: int) -> None:
+    for position in range(output_size):
+        first, count = window(interpolation, position, size, output_size)
+        assert 0 <= first < first + count <= size
+        assert count <= most_taps(interpolation, size, output_size)
+
+
+def upsampled(samples: np.ndarray, size: int) -> np.ndarray:
+    """libjpeg's "fancy" upsampling of a line by two, cut to `size`: 3/4 of the nearer sample, 1/4 of the farther."""
+    padded = np.concatenate([samples[:1], samples, samples[-1:]])
+    line = np.empty(2 * len(samples))
+    line[0::2] = (3 * padded[1:-1] + padded[:-2]) / 4
+    line[1::2] = (3 * padded[1:-1] + padded[2:]) / 4
+    return line[:size]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+@pytest.mark.parametrize(("size", "output_size"), SIZES)
+def test_composed_with_upsampling(size: int, output_size: int, offset: int) -> None:
+    for rest in (0, 1):
+        whole = offset + size + rest
+        half = (whole + 1) // 2
+        samples = np.random.default_rng(size).uniform(0, 255, half)
+        starts, composed_starts = np.zeros(output_size, np.int32), np.zeros(output_size, np.int32)
+        room = table_size(BILINEAR, size, 1, output_size, 1)
+        coefficients, composed = np.zeros(room, np.uint16), np.zeros(room + 2 * output_size, np.uint16)
+        taps = fill_coefficients(BILINEAR, size, output_size, FULL, starts, coefficients)
+        sums = np.zeros(room + 2, np.int64)
+        arguments = (taps, starts, coefficients, offset, half, output_size, composed_starts, composed, sums)
+        composed_taps = compose_upsampling(*arguments)
+        got = [
+            composed[k * composed_taps :][:composed_taps] @ samples[start:][:composed_taps] / FULL
+            for k, start in enumerate(composed_starts)
+        ]
+        line = upsampled(samples, whole)[offset : offset + size]
+        expected = naive.resize_matrix(size, output_size) @ line
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.02)
+
+
+def test_rows_needed_are_those_that_count() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = random.integers(5, 60, 2)
+        top, left = random.integers(0, height), random.integers(0, width)
+        crop = (int(top), int(left), int(random.integers(1, height - top + 1)), int(width - left))
+        layers = layers_of(MixPlan(crops=[crop]))
+        for name, interpolation in {**NAMES, "bicubic": BICUBIC}.items():
+            needed = rows_needed(layers, 1, interpolation, HEIGHT)
+            used = naive.resize_matrix(crop[2], HEIGHT, name)
+            last = np.flatnonzero(np.abs(used).sum(axis=0) > 1e-12).max()
+            assert top + last + 1 <= needed <= min(top + last + 2, top + crop[2])
