@@ -88,8 +88,6 @@ def _height_offset(data):
             frame, components = at + 5, data[at + 9]
         elif marker == 0xDA:
             return frame if data[at + 4] == components else 0
-        elif 0xC2 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            return 0
         at += 2 + 256 * int(data[at + 2]) + int(data[at + 3])
     return 0
 

@@ -148,6 +148,17 @@ def test_a_constant_image_stays_as_it_is(operation: str, number: int, interpolat
 
 
 @compiled_only
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("side", [200, 60, 20])  # few, many and very many taps
+def test_rounding_has_no_bias(side: int, interpolation: str) -> None:
+    image, plan = picture(300, 400), MixPlan(crops=[(0, 0, 300, 400), (0, 9, 290, 391)], lams=[0.4])
+    difference = cropmix(image, plan, (side, side), interpolation) - naive.cropmix(
+        image, plan, (side, side), interpolation
+    )
+    assert abs(difference.mean()) < 4 * 0.29 / side  # of its standard error
+
+
+@compiled_only
 def test_flip_mirrors() -> None:
     image, crops = picture(30, 40), [(3, 4, 20, 30), (0, 0, 30, 40)]
     plans = [MixPlan(crops=crops, lams=[0.3], flip=flip) for flip in (False, True)]
