@@ -7,22 +7,23 @@ python write_dataset.py --dataset digits --split val --write_path digits_val.bet
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-import cv2
-import numpy as np
 from PIL import Image
 
-import ffcv_cropmix
-from ffcv_cropmix.data.convert import EncodeOptions, convert, replacing
-from ffcv_cropmix.data.sidecar import Sidecar, sidecar_path, write_sidecar
-from ffcv_cropmix.data.sources import DATASETS, Source, open_source
+from ffcv_cropmix.data.convert import convert, estimate, skipped_path
+from ffcv_cropmix.data.encode import EncodeOptions
+from ffcv_cropmix.data.images import Source
+from ffcv_cropmix.data.sidecar import sidecar_path
+from ffcv_cropmix.data.sources import DATASETS, open_source
 from ffcv_cropmix.errors import run_program, usage_error
 
 
@@ -50,10 +51,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--compress_probability", type=float, default=0.5, help="proportion: share of jpg")
     add("--jpeg_quality", type=int, default=90, help="0 to 100")
+    add("--reencode", action="store_true", help="also JPEG files that could be stored as they are", default=show)
+    add("--exif_transpose", action="store_true", help="turn images as their EXIF orientation says", default=show)
+    add("--on_error", choices=("raise", "skip"), default="raise", help="of an image; skip: FILE.skipped.csv names it")
     add("--num_workers", type=int, help="processes; by default as many as there are cores", default=show)
     add("--chunk_size", type=int, default=100, help="images that a process takes at a time, at most")
     add("--subset", type=int, default=-1, help="the first so many images only; -1: all")
     add("--seed", type=int, default=0, help="of --write_mode proportion")
+    add("--dry_run", action="store_true", help="write nothing: say how much it would be", default=show)
+    parser.set_defaults(reencode=False, exif_transpose=False, dry_run=False)
     parser.set_defaults(data_dir=None, smart_threshold=None, num_workers=None)
     given = parser.parse_args()
 
@@ -84,7 +90,7 @@ def main() -> None:
     started = time.perf_counter()
     source = open_source(given.dataset, given.data_dir, given.split)
     if given.subset > 0:
-        source = Source(source.classes, source.labels[: given.subset], source.images[: given.subset])
+        source = replace(source, labels=source.labels[: given.subset], images=source.images[: given.subset])
     options = EncodeOptions(
         write_mode=given.write_mode,
         max_resolution=given.max_resolution,
@@ -92,26 +98,37 @@ def main() -> None:
         compress_probability=given.compress_probability,
         jpeg_quality=given.jpeg_quality,
         seed=given.seed,
+        exif_transpose=given.exif_transpose,
+        reencode=given.reencode,
     )
-    sidecar = Sidecar(
-        dataset=given.dataset,
-        split=given.split,
-        classes=source.classes,
-        counts=np.bincount(source.labels, minlength=len(source.classes)).tolist(),
-        options=asdict(options),
-        versions={
-            "ffcv_cropmix": ffcv_cropmix.__version__,
-            "ffcv": version("ffcv"),
-            "opencv": cv2.__version__,
-            "pillow": version("pillow"),
-        },
+    workers = given.num_workers or len(os.sched_getaffinity(0))
+    if given.dry_run:
+        say_what_would_be_written(given.write_path, source, options, workers)
+        return
+    done = convert(
+        source, given.write_path, options, on_error=given.on_error, num_workers=workers, chunk_size=given.chunk_size
     )
-    with replacing(sidecar_path(given.write_path)) as file:  # renamed just after the .beton, or not at all
-        write_sidecar(file, sidecar)
-        size = convert(source, given.write_path, options, num_workers=given.num_workers, chunk_size=given.chunk_size)
     print(
-        f"{given.write_path}: {len(source):,} images of {len(source.classes):,} classes, {size / 1e6:,.1f} MB, "
+        f"{given.write_path}: {len(done.rows):,} images of {len(source.classes):,} classes, {done.size / 1e6:,.1f} MB, "
         f"{time.perf_counter() - started:.0f} s"
+    )
+    if done.kept:
+        print(f"{done.kept:,} JPEG files are stored as they are")
+    if done.damaged:
+        print(f"{done.damaged:,} JPEG files are encoded anew: they are damaged, but could be decoded")
+    if done.skipped:
+        print(f"{len(done.skipped):,} images were skipped: {skipped_path(given.write_path)} names them")
+
+
+def say_what_would_be_written(path: Path, source: Source, options: EncodeOptions, workers: int) -> None:
+    guess = estimate(source, options)
+    for name, reason in guess.failed:
+        print(f"{name} cannot be converted: {reason}", file=sys.stderr)
+    print(
+        f"{path} would have {len(source):,} images of {len(source.classes):,} classes and about "
+        f"{guess.size / 1e6:,.1f} MB ({shutil.disk_usage(path.parent).free / 1e6:,.1f} MB are free), and take about "
+        f"{timedelta(seconds=round(guess.seconds / workers))} with {workers} processes: of {guess.tried} images tried, "
+        f"{len(guess.failed)} cannot be converted"
     )
 
 

@@ -1,8 +1,7 @@
 """JPEG decoding in compiled code, every return code checked.
 
-FFCV's extension module is linked with libjpeg-turbo: its functions are called through that, so nothing is compiled or
-installed besides. Pixels are those of FFCV's own `imdecode`, which ignores what went wrong (hazard: the sample then
-has another sample's pixels).
+Pixels are those of FFCV's own `imdecode`, which ignores what went wrong (hazard: the sample then has another sample's
+pixels).
 """
 
 from __future__ import annotations
@@ -10,35 +9,24 @@ from __future__ import annotations
 from . import patches  # noqa: F401
 
 # isort: split
-import ctypes
 from typing import Any, NamedTuple
 
-import ffcv._libffcv
 import numpy as np
 
 from .kernels.jit import jit
-
-_library = ctypes.CDLL(ffcv._libffcv.__file__)
-_ADDRESS, _INT, _SIZE = ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64
-
-
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = _library[name]
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-new_handle = _function("tjInitDecompress", _ADDRESS)
-destroy_handle = _function("tjDestroy", _INT, _ADDRESS)
-_error_code = _function("tjGetErrorCode", _INT, _ADDRESS)
-_read_header = _function("tjDecompressHeader3", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
-_decompress = _function("tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _INT, _INT, _INT, _INT)
-_decompress_to_planes = _function(
-    "tjDecompressToYUVPlanes", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _ADDRESS, _INT, _INT
+from .libturbojpeg import (
+    FLAGS,
+    TJCS_YCBCR,
+    TJERR_FATAL,
+    TJPF_RGB,
+    TJSAMP_420,
+    decompress,
+    decompress_to_planes,
+    error_code,
+    read_header,
 )
-
-_TJPF_RGB, _TJSAMP_420, _TJCS_YCBCR, _TJERR_FATAL = 0, 2, 1, 1
-_FLAGS = 1024 | 2048  # TJFLAG_NOREALLOC | TJFLAG_FASTDCT: FFCV's choice
+from .libturbojpeg import destroy_handle as destroy_handle
+from .libturbojpeg import new_handle as new_handle
 
 OK, BAD_HEADER, OTHER_SIZE, BAD_DATA, NOT_420 = range(5)
 
@@ -69,7 +57,7 @@ def new_buffers(largest_area, largest_file):
 @jit
 def _check_header(handle, data, height, width, header):
     at = header.ctypes.data
-    if _read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
+    if read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
         return BAD_HEADER
     if header[0] != width or header[1] != height:  # decoding reports success, and shears the image
         return OTHER_SIZE
@@ -142,8 +130,8 @@ def decode_jpeg_rows(handle, data, height, width, rows, buffers):
     shortened = _shorten(data, rows + 2, height, buffers)  # 2: see decode_jpeg_planes
     if shortened:
         source, last = buffers.shortened.ctypes.data, rows + 2
-    if _decompress(handle, source, data.size, buffers.pixels.ctypes.data, width, 0, last, _TJPF_RGB, _FLAGS) != 0:
-        return OK if shortened and _error_code(handle) != _TJERR_FATAL else BAD_DATA
+    if decompress(handle, source, data.size, buffers.pixels.ctypes.data, width, 0, last, TJPF_RGB, FLAGS) != 0:
+        return OK if shortened and error_code(handle) != TJERR_FATAL else BAD_DATA
     return OK
 
 
@@ -159,7 +147,7 @@ def decode_jpeg_planes(handle, data, height, width, rows, buffers):
     code = _check_header(handle, data, height, width, buffers.header)
     if code != OK:
         return code
-    if buffers.header[2] != _TJSAMP_420 or buffers.header[3] != _TJCS_YCBCR:
+    if buffers.header[2] != TJSAMP_420 or buffers.header[3] != TJCS_YCBCR:
         return NOT_420
     source, last = data.ctypes.data, height
     shortened = _shorten(data, rows + 2, height, buffers)  # the rows of colours above and below make up a row's
@@ -169,6 +157,6 @@ def decode_jpeg_planes(handle, data, height, width, rows, buffers):
     buffers.planes[0] = buffers.pixels.ctypes.data
     buffers.planes[1] = buffers.planes[0] + 4 * half_height * half_width
     buffers.planes[2] = buffers.planes[1] + half_height * half_width
-    if _decompress_to_planes(handle, source, data.size, buffers.planes.ctypes.data, width, 0, last, _FLAGS) != 0:
-        return OK if shortened and _error_code(handle) != _TJERR_FATAL else BAD_DATA
+    if decompress_to_planes(handle, source, data.size, buffers.planes.ctypes.data, width, 0, last, FLAGS) != 0:
+        return OK if shortened and error_code(handle) != TJERR_FATAL else BAD_DATA
     return OK

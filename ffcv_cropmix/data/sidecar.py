@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
 
 from ..errors import DataError
 
@@ -26,6 +32,46 @@ class Sidecar:
     """The writer's options"""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that wrote it"""
+    tables_checksum: str | None = None
+    """`tables_checksum` of header, field descriptors, metadata and allocation table"""
+    checksums: str | None = None
+    """`sample_checksum` of each image as it is stored, by row: base64 of little-endian uint64"""
+
+    def digests(self) -> np.ndarray | None:
+        """The checksums of the samples, uint64 (n,); None if there are none.
+
+        Raises:
+            DataError: they are garbled.
+        """
+        if self.checksums is None:
+            return None
+        try:
+            return np.frombuffer(base64.b64decode(self.checksums, validate=True), "<u8")
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise DataError(f"the sidecar's checksums are garbled: {error}") from None
+
+
+def sample_checksum(data: Any) -> int:
+    """XXH64, seed 0, of a sample's image as it is stored: bytes, or a contiguous array."""
+    return xxhash.xxh64_intdigest(data)
+
+
+def tables_checksum(tables: Iterable[Any]) -> str:
+    """XXH64, seed 0, 16 hexadecimal digits, of what is not an image, as it is in the file, one after the other.
+
+    Args:
+        tables: header, field descriptors, metadata, allocation table, together or apart: bytes, or contiguous arrays
+            (of bytes: not all structures have a buffer).
+    """
+    checksum = xxhash.xxh64()
+    for table in tables:
+        checksum.update(table)
+    return checksum.hexdigest()
+
+
+def encode_digests(digests: np.ndarray) -> str:
+    """Sidecar.checksums, from uint64 (n,)."""
+    return base64.b64encode(digests.astype("<u8").tobytes()).decode()
 
 
 def sidecar_path(beton: str | Path) -> Path:
@@ -34,9 +80,8 @@ def sidecar_path(beton: str | Path) -> Path:
 
 
 def write_sidecar(file: BinaryIO, sidecar: Sidecar) -> None:
-    """Write it to a file, and have it there at once: what is still in a buffer can fail to get to the disk."""
+    """Write it to a file."""
     file.write(json.dumps(asdict(sidecar), indent=1).encode() + b"\n")
-    file.flush()
 
 
 def read_sidecar(beton: str | Path) -> Sidecar | None:
@@ -48,10 +93,11 @@ def read_sidecar(beton: str | Path) -> Sidecar | None:
     path = sidecar_path(beton)
     try:
         sidecar = Sidecar(**json.loads(path.read_text()))
+        sidecar.digests()
         if not isinstance(sidecar.classes, list) or not all(isinstance(name, str) for name in sidecar.classes):
             raise ValueError("its classes are not a list of names")
         return sidecar
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, DataError) as error:
         raise DataError(f"{path} is not a sidecar of write_dataset.py: {error}; remove it or write it anew") from None

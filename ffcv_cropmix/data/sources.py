@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from .images import Source
 
 _DIGITS_SIDE = 64  # px; scikit-learn's are 8 x 8
 _DIGITS_SEED = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set of labelled images."""
-
-    classes: list[str]
-    """Names, by label"""
-    labels: np.ndarray
-    """(n,) int64"""
-    images: Sequence[Path] | np.ndarray
-    """n files, or uint8 (n, height, width, 3)"""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        """Of a sample, for messages."""
-        image = self.images[index]
-        return str(image) if isinstance(image, Path) else f"sample {index}"
-
-
-def load_rgb(image: Path | np.ndarray) -> np.ndarray:
-    """An image of a source, uint8 (height, width, 3); files as `to_rgb` says, EXIF orientation ignored."""
-    if isinstance(image, np.ndarray):
-        return image
-    with Image.open(image) as opened:
-        return np.asarray(to_rgb(opened))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: transparency is dropped, 16-bit gray is scaled to 8 bits (Pillow clips it).
-
-    "I" has 32 bits; their range is a guess, but for the 16-bit files that some Pillow versions read so. "F" is clipped.
-    """
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if image.mode != "I" or image.format in ("PNG", "PPM") or levels.max(initial=0) > 255:
-            levels = levels >> 8
-        return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info:  # Pillow warns of palettes with it
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _imagefolder(data_dir: Path, split: str) -> Source:
@@ -128,4 +86,4 @@ def open_source(dataset: str, data_dir: Path | None, split: str) -> Source:
         raise DataError(f"{data_dir}: no such folder")
     if dataset != "imagefolder" and split not in ("train", "val"):
         raise DataError(f"{dataset} has no split {split}, it has train and val")
-    return _SOURCES[dataset](data_dir or Path(), split)
+    return replace(_SOURCES[dataset](data_dir or Path(), split), dataset=dataset, split=split)

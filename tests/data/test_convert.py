@@ -21,8 +21,9 @@ from ffcv.reader import Reader
 from PIL import Image
 
 from ffcv_cropmix.data import convert as module
-from ffcv_cropmix.data.convert import EncodeOptions, convert, encode
-from ffcv_cropmix.data.sources import Source
+from ffcv_cropmix.data.convert import convert
+from ffcv_cropmix.data.encode import EncodeOptions, encode
+from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.errors import DataError
 from tests.betons import photo, stored_image
 
@@ -98,7 +99,8 @@ def test_rows_in_order_and_the_same_bytes_for_any_worker_count(tmp_path: Path) -
     source = _source(23, tmp_path)
     options = EncodeOptions(write_mode="proportion", max_resolution=0)
     one, two = tmp_path / "one.beton", tmp_path / "two.beton"
-    assert convert(source, one, options, num_workers=1, chunk_size=100) == one.stat().st_size
+    done = convert(source, one, options, num_workers=1, chunk_size=100)
+    assert (done.size, done.rows) == (one.stat().st_size, list(range(23)))
     convert(source, two, options, num_workers=2, chunk_size=3)
     assert one.read_bytes() == two.read_bytes()
     reader = Reader(str(one))
@@ -108,7 +110,9 @@ def test_rows_in_order_and_the_same_bytes_for_any_worker_count(tmp_path: Path) -
     for index in range(23):
         difference = stored_image(one, index).astype(int) - photo(index)
         assert np.abs(difference).mean() < (0.1 if reader.metadata["f0"]["mode"][index] else 12)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".png") == ["one.beton", "two.beton"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".png") == [
+        f"{name}.beton{end}" for name in ("one", "two") for end in ("", ".json")
+    ]
 
 
 def test_a_sample_lies_in_one_page(tmp_path: Path, monkeypatch) -> None:
@@ -139,13 +143,15 @@ def test_a_sample_lies_in_one_page(tmp_path: Path, monkeypatch) -> None:
 
 def test_pages_and_chunks_suit_the_largest_image(tmp_path: Path, monkeypatch) -> None:
     given: list[tuple] = []
-    encode_all = module._encode_all
-    monkeypatch.setattr(module, "_encode_all", lambda *arguments: given.append(arguments) or encode_all(*arguments))
+    encode_all = module.encode_all
+    monkeypatch.setattr(
+        module, "encode_all", lambda *arguments, **more: given.append(arguments) or encode_all(*arguments, **more)
+    )
     Image.new("RGB", (2200, 2100)).save(tmp_path / "large.png")
-    source = Source(["x"], np.zeros(1, np.int64), [tmp_path / "large.png"])
+    source = Source(["x"], np.zeros(2, np.int64), [tmp_path / "large.png"] * 2)
     convert(source, tmp_path / "x.beton", EncodeOptions(write_mode="raw", max_resolution=0), num_workers=1)
     assert Reader(str(tmp_path / "x.beton")).page_size == 2**24
-    assert given[0][-1] == 1  # sample a chunk: it has 14 MB of pixels
+    assert given[0][1][2:] == [range(0, 1), range(1, 2)]  # of 14 MB of pixels each
 
 
 def _expect_failure(source: Source, path: Path, message: str, **options) -> None:
@@ -203,7 +209,7 @@ def test_a_killed_worker_ends_the_run(tmp_path: Path, busy: str) -> None:
         message = r"worker process \d+ died with exit status -9 between .*pipe.png"
     else:
         source = Source(["x"], np.zeros(400, np.int64), np.zeros((400, 99, 99, 3), np.uint8))
-        message = r"worker process \d+ died with exit status -9 between sample 0 and sample 99"
+        message = r"worker process \d+ died with exit status -9 between sample"
     threading.Thread(target=kill, daemon=True).start()
     _expect_failure(source, tmp_path / "x.beton", message, num_workers=1 if busy == "taking a chunk" else 2)
     assert time.monotonic() - killed[0] < 5

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_cropmix.data.sources import load_rgb, open_source, to_rgb
+from ffcv_cropmix.data.images import decode_rgb, read, to_rgb
+from ffcv_cropmix.data.sources import open_source
 from ffcv_cropmix.errors import DataError
 
 GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -36,14 +37,14 @@ def test_gray_modes(mode: str) -> None:
 @pytest.mark.parametrize("name", ["gray16.png", "gray16.tif"])
 def test_sixteen_bits_are_scaled_not_clipped(name: str, tmp_path: Path) -> None:
     Image.fromarray(GRAY.astype(np.uint16) * 257).save(tmp_path / name)
-    np.testing.assert_array_equal(load_rgb(tmp_path / name)[:, :, 1], GRAY)
+    np.testing.assert_array_equal(decode_rgb((tmp_path / name).read_bytes())[:, :, 1], GRAY)
 
 
 @pytest.mark.parametrize("name", ["dark.png", "dark.tif", "dark.pgm"])
 def test_sixteen_bits_are_scaled_however_dark(name: str, tmp_path: Path) -> None:
     dark = Image.fromarray(np.full((4, 4), 255, np.uint16))
     dark.save(tmp_path / name)
-    assert not load_rgb(tmp_path / name).any()
+    assert not decode_rgb((tmp_path / name).read_bytes()).any()
     as_older_pillow_reads_it = Image.fromarray(np.full((4, 4), 255, np.int32))
     as_older_pillow_reads_it.format = "PNG"
     assert not np.asarray(to_rgb(as_older_pillow_reads_it)).any()
@@ -52,11 +53,11 @@ def test_sixteen_bits_are_scaled_however_dark(name: str, tmp_path: Path) -> None
 def test_transparent_palette_and_exif_rotation(tmp_path: Path, recwarn) -> None:
     palette = Image.fromarray(COLOR).convert("P")
     palette.save(tmp_path / "p.png", transparency=bytes(range(256)))
-    assert load_rgb(tmp_path / "p.png").shape == (16, 16, 3)
+    assert decode_rgb((tmp_path / "p.png").read_bytes()).shape == (16, 16, 3)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(COLOR[:8]).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_rgb(tmp_path / "turned.jpg").shape == (8, 16, 3)
+    assert decode_rgb((tmp_path / "turned.jpg").read_bytes()).shape == (8, 16, 3)
     assert not recwarn.list
 
 
@@ -76,7 +77,7 @@ def test_imagefolder(folder: Path) -> None:
         assert source.classes == ["a", "b"]
         assert source.labels.tolist() == [0, 0, 1, 1]
         assert source.name(2) == str(folder / "train/b/0.png")
-        np.testing.assert_array_equal(load_rgb(source.images[3]), COLOR)
+        np.testing.assert_array_equal(decode_rgb(read(source.images[3])), COLOR)
     assert open_source("imagefolder", folder, "val").classes == ["b"]
     with pytest.raises(DataError, match="has no folder test, it has train and val"):
         open_source("imagefolder", folder, "test")  # not a set of the classes train and val
@@ -114,7 +115,7 @@ def test_cifar(name: str, train_files: list[str], tmp_path: Path, monkeypatch) -
     source = open_source(name, tmp_path, "train")
     assert len(source) == 2 * len(train_files)
     assert source.classes[0] == "x"
-    image = load_rgb(source.images[0])
+    image = source.images[0]
     assert image.shape == (32, 32, 3)
     assert image[0, 1].tolist() == [1, 1025 % 256, 2049 % 256]
     assert open_source(name, tmp_path, "val").labels.tolist() == [len(train_files), 3]

@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_written_is_named(monkeypatch, capsys, tmp_path: P
     for path, reason in (("/proc/x.beton", "No such file"), (tmp_path / ("x" * 250), "File name too long")):
         status, printed = _refused(monkeypatch, capsys, "--dataset=digits", "--write_path", path)
         assert status == 1
-        assert printed.startswith(f"error: {path}.json cannot be written: {reason}")
+        assert printed.startswith(f"error: {path} cannot be written: {reason}")
         assert "\n" not in printed
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,53 @@
+"""Files that are there whole, or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import DataError
+
+
+def _remove_abandoned(path: Path) -> None:
+    """The temporary files of runs that were killed: nobody has them locked."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), temporary.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Files to write, under temporary names: they replace `paths` once all are whole and on the disk, or they go.
+
+    The others belong to the first: what was there goes before that is replaced, and those left empty get no name.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    try:
+        with ExitStack() as stack:
+            files: list[BinaryIO] = []
+            for path in paths:
+                _remove_abandoned(path)
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                stack.callback(temporary.unlink, missing_ok=True)
+                files.append(stack.enter_context(temporary.open("w+b")))
+                with suppress(OSError):  # not all file systems have locks
+                    fcntl.flock(files[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+            for path in paths[1:]:
+                path.unlink(missing_ok=True)
+            for path, file in zip(paths, files):
+                if os.fstat(file.fileno()).st_size:
+                    Path(file.name).replace(path)
+    except OSError as error:
+        raise DataError(f"{paths[0]} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,121 @@
+"""Processes that encode images, and say so when they die.
+
+Each worker has a pipe of its own: the end of the pipe is the end of the worker, and tells which images it was at.
+(Python 3.10's ProcessPoolExecutor hangs when a worker dies while more than 64 KiB wait for it.)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Generator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Literal
+
+import cv2
+from PIL import Image
+
+from ..errors import DataError
+from .encode import Encoded, EncodeOptions, encode_file
+from .images import Source
+
+OnError = Literal["raise", "skip"]
+
+
+def encode_chunk(chunk: list[tuple[int, Any]], options: EncodeOptions, largest: int) -> list[Encoded | str]:
+    """The samples, given as (index, image), or what is wrong with them."""
+    encoded: list[Encoded | str] = []
+    for index, image in chunk:
+        try:
+            encoded.append(encode_file(index, image, options, largest))
+        except Exception as error:  # whatever Pillow trips over in the bytes
+            encoded.append(" ".join(str(error).split()) or repr(error))
+    return encoded
+
+
+def _work(pipe: Connection, options: EncodeOptions, largest: int) -> None:
+    """A worker: chunks come in, encoded samples go out, until the parent is gone."""
+    cv2.setNumThreads(1)
+    Image.MAX_IMAGE_PIXELS = None  # a warning that would name no file
+    try:
+        while True:
+            pipe.send(encode_chunk(pipe.recv(), options, largest))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+
+
+def _start_workers(workers: dict[Connection, SpawnProcess], count: int, *arguments: Any) -> None:
+    """Add processes, by the pipe to each. Ctrl-C is their parent's to handle, also while they start."""
+    context = multiprocessing.get_context("spawn")  # numba's threads, if there are any, do not survive a fork
+    resource_tracker.ensure_running()  # by the first process otherwise, and it would unblock SIGINT
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    try:
+        for _ in range(count):
+            pipe, theirs = context.Pipe()
+            worker = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
+            worker.start()
+            workers[pipe] = worker
+            theirs.close()  # so that the pipe ends with the worker
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def encode_all(
+    source: Source,
+    chunks: list[Sequence[int]],
+    options: EncodeOptions,
+    *,
+    largest: int,
+    on_error: OnError,
+    num_workers: int,
+) -> Generator[list[Encoded | str], None, None]:
+    """Chunks of samples, given by their indices, in order: each encoded, or what is wrong with it.
+
+    Args:
+        largest: bytes that an encoded sample can have.
+        on_error: "raise" what is wrong with a sample as soon as it is known.
+
+    Raises:
+        DataError: a sample, or a worker died. The workers at work are not waited for.
+    """
+    given = 0
+    at_work: dict[Connection, int] = {}  # numbers of chunks
+    encoded: dict[int, list[Encoded | str]] = {}  # chunks that wait for their turn
+    workers: dict[Connection, SpawnProcess] = {}
+    try:
+        _start_workers(workers, min(num_workers, len(chunks)), options, largest)
+        for turn in range(len(chunks)):
+            while True:
+                for pipe in workers.keys() - at_work.keys():
+                    if given < min(len(chunks), turn + 3 * num_workers):
+                        at_work[pipe] = given
+                        pipe.send([(index, source.images[index]) for index in chunks[given]])
+                        given += 1
+                ready = wait(list(at_work), timeout=0 if turn in encoded else None)
+                if not ready:
+                    break
+                for pipe in workers.keys() & ready:
+                    result = pipe.recv()
+                    number = at_work.pop(pipe)
+                    for index, sample in zip(chunks[number], result):
+                        if isinstance(sample, str) and on_error == "raise":
+                            raise DataError(f"{source.name(index)} cannot be converted: {sample}")
+                    encoded[number] = result
+            yield encoded.pop(turn)
+    except (EOFError, OSError):  # of the pipe
+        if not at_work:
+            raise  # no process could be started
+        worker, chunk = workers[pipe], chunks[at_work[pipe]]
+        worker.join(1)
+        raise DataError(
+            f"worker process {worker.pid} died with exit status {worker.exitcode} between {source.name(chunk[0])} and "
+            f"{source.name(chunk[-1])}; killed for memory? try fewer --num_workers or a smaller --chunk_size"
+        ) from None
+    finally:
+        for worker in workers.values():
+            worker.kill()
+        for pipe, worker in workers.items():
+            worker.join(1)
+            pipe.close()

@@ -1,0 +1,39 @@
+"""libjpeg-turbo's decoding functions, from Python and from compiled code.
+
+FFCV's extension module is linked with libjpeg-turbo: they are called through that, so nothing is compiled or installed
+besides. FFCV itself is not imported, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any
+
+_ffcv = find_spec("ffcv")
+_extension = PathFinder.find_spec("_libffcv", _ffcv.submodule_search_locations) if _ffcv else None
+if _extension is None or _extension.origin is None:
+    raise ImportError("ffcv is not installed, or has no extension module _libffcv")
+_library = ctypes.CDLL(_extension.origin)
+_ADDRESS, _INT, _SIZE = ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    function = _library[name]
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+new_handle = _function("tjInitDecompress", _ADDRESS)
+destroy_handle = _function("tjDestroy", _INT, _ADDRESS)
+error_code = _function("tjGetErrorCode", _INT, _ADDRESS)
+read_header = _function("tjDecompressHeader3", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
+decompress = _function("tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _INT, _INT, _INT, _INT)
+decompress_to_planes = _function(
+    "tjDecompressToYUVPlanes", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _ADDRESS, _INT, _INT
+)
+
+TJPF_RGB, TJSAMP_420, TJERR_FATAL = 0, 2, 1
+TJCS_RGB, TJCS_YCBCR, TJCS_GRAY = 0, 1, 2
+FLAGS = 1024 | 2048  # TJFLAG_NOREALLOC | TJFLAG_FASTDCT: FFCV's choice
