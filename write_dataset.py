@@ -41,7 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     add, show = parser.add_argument, argparse.SUPPRESS  # SUPPRESS: no default to show
     add("--dataset", choices=DATASETS, default="imagefolder", help="what --data_dir holds; digits needs none")
     add("--split", default="train", help="train or val; imagefolder: a folder of --data_dir, if that has splits")
-    add("--data_dir", type=Path, help="imagefolder: a folder for each class", default=show)
+    where = "imagefolder: a folder for each class; webdataset: .tar files, or 'PATTERN'; csv: a file of path,label"
+    add("--data_dir", type=Path, help=where, default=show)
+    add("--labels", type=Path, help="imagenet_val: WordNet ids, or the devkit's numbers beside meta.mat", default=show)
     add("--write_path", type=Path, required=True, help="the .beton file", default=show)
     add("--max_resolution", type=int, default=500, help="reduce the longer side to it, px; 0: leave it")
     modes = ("raw", "jpg", "smart", "proportion")
@@ -60,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of --write_mode proportion")
     add("--dry_run", action="store_true", help="write nothing: say how much it would be", default=show)
     parser.set_defaults(reencode=False, exif_transpose=False, dry_run=False)
-    parser.set_defaults(data_dir=None, smart_threshold=None, num_workers=None)
+    parser.set_defaults(data_dir=None, labels=None, smart_threshold=None, num_workers=None)
     given = parser.parse_args()
 
     def require(valid: bool, option: str, rule: str) -> None:
@@ -68,6 +70,9 @@ def parse_arguments() -> argparse.Namespace:
             usage_error(f"--{option} {rule}, got {getattr(given, option)}")
 
     require(given.dataset == "digits" or given.data_dir is not None, "data_dir", f"is needed for {given.dataset}")
+    flat = given.dataset == "imagenet_val"
+    require(not flat or given.labels is not None, "labels", "FILE is needed for imagenet_val")
+    require(flat or given.labels is None, "labels", "is for imagenet_val only")
     require(given.max_resolution >= 0, "max_resolution", "is at least 0")
     smart = given.write_mode == "smart"
     require(not smart or given.smart_threshold is not None, "smart_threshold", "BYTES is needed for --write_mode smart")
@@ -88,7 +93,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
     Image.MAX_IMAGE_PIXELS = None  # large images are welcome
     started = time.perf_counter()
-    source = open_source(given.dataset, given.data_dir, given.split)
+    source = open_source(given.dataset, given.data_dir, given.split, given.labels)
     if given.subset > 0:
         source = replace(source, labels=source.labels[: given.subset], images=source.images[: given.subset])
     options = EncodeOptions(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
+import sys
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
-from ffcv_cropmix.data.images import decode_rgb, read, to_rgb
+from ffcv_cropmix.data.images import Source, decode_rgb, read, to_rgb
 from ffcv_cropmix.data.sources import open_source
 from ffcv_cropmix.errors import DataError
 
@@ -133,13 +139,224 @@ def test_digits_are_split_once_and_for_all() -> None:
     np.testing.assert_array_equal(open_source("digits", None, "val").images, val.images)
 
 
+def _image(level: int, kind: str = "png") -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (4, 3), (level, 0, 0)).save(file, kind)
+    return file.getvalue()
+
+
+def _levels(source: Source) -> list[int]:
+    """What tells the images of `_image` apart."""
+    return [int(decode_rgb(read(source.images[index]))[0, 0, 0]) for index in range(len(source))]
+
+
+def _tar(path: Path, **members: bytes) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    first = {"a/x.1.cls": b"9", "a/x.png": _image(1), "a/x.cls": b"2\n", "a/x.txt": b"7", "b/x.json": b'{"label": 1}'}
+    _tar(tmp_path / "set-train-0.tar", **first, **{"b/x.PNG": _image(2), "b/x.mask.png": _image(0)})
+    _tar(tmp_path / "set-train-1.tar", **{"x.png": _image(3), "x.cls": b"0"})
+    _tar(tmp_path / "set-val-0.tar", **{"y.png": _image(4), "y.cls": b"1"})
+    source = open_source("webdataset", tmp_path / "set-train-*.tar", "train")
+    assert (_levels(source), source.labels.tolist()) == ([1, 2, 3], [2, 1, 0])
+    assert source.classes == ["0", "1", "2"]
+    assert source.name(1) == f"{tmp_path}/set-train-0.tar/b/x.PNG"
+    assert _levels(open_source("webdataset", tmp_path, "train")) == [1, 2, 3, 4]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "set-val-0.tar").rename(tmp_path / "val/0.tar")
+    assert _levels(open_source("webdataset", tmp_path, "val")) == [4]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"x.png": b"", "y.cls": b"1"}, "0.tar/x.png has no label"),
+        ({"x.png": b"", "x.cls": b"cat"}, "0.tar/x.png has no label"),
+        ({"x.png": b"", "x.json": b"[1]"}, "0.tar/x.png has no label"),
+        ({"x.png": b"", "x.jpg": b"", "x.cls": b"1"}, "0.tar/x.jpg is not the only image"),
+        ({"x.png": b"", "x.cls": b"-1"}, "has labels from -1 to -1"),
+        ({"x.cls": b"1"}, "0.tar has no images"),
+    ],
+)
+def test_webdataset_faults(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    _tar(tmp_path / "0.tar", **members)
+    with pytest.raises(DataError, match=message):
+        open_source("webdataset", tmp_path, "train")
+
+
+def test_tar_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\*.tar has no .tar files"):
+        open_source("webdataset", tmp_path / "none*.tar", "train")
+    _tar(tmp_path / "0.tar", **{"x.png": bytes(9999), "x.cls": b"1"})
+    whole = (tmp_path / "0.tar").read_bytes()
+    for content in (b"no tar", gzip.compress(whole), whole[:2000]):
+        (tmp_path / "0.tar").write_bytes(content)
+        with pytest.raises(DataError, match=r"0.tar is not a tar file, uncompressed and whole"):
+            open_source("webdataset", tmp_path, "train")
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch) -> datasets.Dataset:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog", "eel"]), "image": datasets.Image()})
+    rows = {"label": [1, 0, 1], "image": [{"bytes": _image(level), "path": None} for level in (1, 2, 3)]}
+    return datasets.Dataset.from_dict(rows, features)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_huggingface(kind: str, table: datasets.Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    if kind == "parquet":
+        (folder / "data").mkdir(parents=True)
+        table.select([0, 1]).to_parquet(folder / "data/train-00000-of-00002.parquet")
+        table.select([2]).to_parquet(folder / "data/train-00001-of-00002.parquet")
+        table.select([1]).to_parquet(folder / "data/validation-00000-of-00001.parquet")
+    else:
+        datasets.DatasetDict(train=table, validation=table.select([1])).save_to_disk(folder)
+    source = open_source("huggingface", folder, "train")
+    assert (_levels(source), source.labels.tolist()) == ([1, 2, 3], [1, 0, 1])
+    assert source.classes == ["cat", "dog", "eel"]
+    assert source.name(1) == "sample 1"
+    assert [bytes(image) for image in source.images[:2]] == [_image(1), _image(2)]
+    assert _levels(open_source("huggingface", folder, "val")) == [2]
+    with pytest.raises(DataError, match="has no files of split test, it has train and val"):
+        open_source("huggingface", folder, "test")
+
+
+def test_huggingface_without_its_features(table: datasets.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    plain = table.to_pandas().rename(columns={"image": "picture"})
+    plain.to_parquet(tmp_path / "x/0.parquet")
+    source = open_source("huggingface", tmp_path / "x", "train")
+    assert (_levels(source), source.classes) == ([1, 2, 3], ["0", "1"])
+    for change, message in (
+        ({"label": "kind"}, "no telling the labels among the columns kind, picture"),
+        ({"picture": "label", "label": "x"}, "label is not a number"),
+    ):
+        plain.rename(columns=change).to_parquet(tmp_path / "x/0.parquet")
+        with pytest.raises(DataError, match=message):
+            open_source("huggingface", tmp_path / "x", "train")
+    plain.assign(label=[0, -1, 1]).to_parquet(tmp_path / "x/0.parquet")
+    with pytest.raises(DataError, match="column label has labels from -1 to 1"):
+        open_source("huggingface", tmp_path / "x", "train")
+    (tmp_path / "x/0.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="x cannot be read by datasets"):
+        open_source("huggingface", tmp_path / "x", "train")
+    (tmp_path / "x/0.parquet").unlink()
+    with pytest.raises(DataError, match=r"no .parquet or .arrow files"):
+        open_source("huggingface", tmp_path / "x", "train")
+
+
+def test_huggingface_is_optional(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'ffcv-cropmix\[huggingface\]'"):
+        open_source("huggingface", tmp_path, "train")
+
+
+def test_csv(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for level in (1, 2, 3):
+        (tmp_path / f"images/{level}.png").write_bytes(_image(level))
+    table = tmp_path / "set.csv"
+    rows = f'label,path,note\nb,images/3.png,"a, b"\n"ä, ö",{tmp_path}/images/1.png,\nb,images/2.png,\n'
+    table.write_text(rows, encoding="utf-8-sig")
+    source = open_source("csv", table, "train")
+    assert (_levels(source), source.labels.tolist(), source.classes) == ([3, 1, 2], [0, 1, 0], ["b", "ä, ö"])
+    table.write_text("path,label\nimages/1.png,10\nimages/2.png,2\n")
+    source = open_source("csv", table, "train")
+    assert (source.labels.tolist(), source.classes) == ([10, 2], [str(label) for label in range(11)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path\nx.png\n", "has no columns path and label"),
+        ("", "has no columns path and label"),
+        ("path,label\n", "set.csv has no rows"),
+        ("path,label\nx.png,1\ny.png\n", "set.csv, line 3: a path or a label is missing"),
+        ("path,label\nx.png,-1\n", "has labels from -1 to -1"),
+        ("path,label\nx.png,99999999999\n", "has labels from 99999999999"),
+        ("path,label\n\xff", "cannot be read"),
+    ],
+)
+def test_csv_faults(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=message) as caught:
+        open_source("csv", tmp_path / "set.csv", "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    (tmp_path / "val").mkdir()
+    for number in (1, 2, 4):
+        (tmp_path / f"val/ILSVRC2012_val_{number:08}.JPEG").write_bytes(_image(50 * number, "jpeg"))
+    (tmp_path / "val/readme.txt").touch()
+    return tmp_path / "val"
+
+
+def test_imagenet_val(flat: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("n00000030\nn00000010\nn00000020\nn00000010\n")
+    source = open_source("imagenet_val", flat, "val", labels)
+    assert source.classes == ["n00000010", "n00000020", "n00000030"]
+    assert source.labels.tolist() == [2, 0, 0]
+    assert [int(Path(source.name(index)).stem[-8:]) for index in range(3)] == [1, 2, 4]
+
+
+def test_imagenet_val_by_the_devkits_numbers(flat: Path, tmp_path: Path) -> None:
+    """Its numbers are not in the order of the WordNet ids, and its table has inner nodes of WordNet as well."""
+    kind = [(name, "O") for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    synsets = [
+        (1, "n00000020", "b", "", 0),
+        (2, "n00000030", "c", "", 0),
+        (3, "n00000010", "a", "", 0),
+        (4, "n00000001", "animal", "", 3),
+    ]
+    savemat(tmp_path / "meta.mat", {"synsets": np.array(synsets, kind)[:, None]})
+    labels = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
+    labels.write_text("2\n3\n3\n3\n")
+    source = open_source("imagenet_val", flat, "val", labels)
+    assert source.classes == ["n00000010", "n00000020", "n00000030"]
+    assert source.labels.tolist() == [2, 0, 0]
+    labels.write_text("2\n3\n3\n4\n")
+    with pytest.raises(DataError, match=r"numbers of classes that meta.mat does not have"):
+        open_source("imagenet_val", flat, "val", labels)
+    (tmp_path / "meta.mat").unlink()
+    with pytest.raises(DataError, match=r"meta.mat cannot be read"):
+        open_source("imagenet_val", flat, "val", labels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("n00000030\ncat\n", "labels.txt, line 2: neither a WordNet id"),
+        ("", "labels.txt, line 1: neither"),
+        ("n00000030\n" * 3, "val_00000004.JPEG has no line in .*labels.txt, which has 3"),
+    ],
+)
+def test_imagenet_val_faults(flat: Path, content: str, message: str) -> None:
+    labels = flat / "labels.txt"
+    labels.write_text(content)
+    with pytest.raises(DataError, match=message):
+        open_source("imagenet_val", flat, "val", labels)
+    with pytest.raises(DataError, match=r"nolabels.txt cannot be read"):
+        open_source("imagenet_val", flat, "val", flat / "nolabels.txt")
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits"])
 def test_an_unknown_split_is_named(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{dataset} has no split trian"):
         open_source(dataset, tmp_path, "trian")
 
 
-@pytest.mark.parametrize("dataset", ["imagefolder", "cifar10", "cifar100"])
+@pytest.mark.parametrize("dataset", ["imagefolder", "cifar10", "cifar100", "huggingface"])
 def test_what_is_missing_is_named(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         open_source(dataset, tmp_path / "nowhere", "train")
