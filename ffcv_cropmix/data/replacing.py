@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -35,9 +36,9 @@ def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
             files: list[BinaryIO] = []
             for path in paths:
                 _remove_abandoned(path)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
                 stack.callback(temporary.unlink, missing_ok=True)
-                files.append(stack.enter_context(temporary.open("w+b")))
+                files.append(stack.enter_context(temporary.open("x+b")))
                 with suppress(OSError):  # not all file systems have locks
                     fcntl.flock(files[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield files

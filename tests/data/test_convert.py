@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -19,13 +23,15 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.reader import Reader
 from PIL import Image
+from xxhash import xxh64_hexdigest, xxh64_intdigest
 
 from ffcv_cropmix.data import convert as module
-from ffcv_cropmix.data.convert import convert
-from ffcv_cropmix.data.encode import EncodeOptions, encode
+from ffcv_cropmix.data.convert import convert, estimate, skipped_path
+from ffcv_cropmix.data.encode import EncodeOptions, _uniform
 from ffcv_cropmix.data.images import Source
+from ffcv_cropmix.data.sidecar import read_sidecar
 from ffcv_cropmix.errors import DataError
-from tests.betons import photo, stored_image
+from tests.betons import payload, photo, stored_image
 
 
 def _source(count: int, folder: Path | None = None) -> Source:
@@ -49,50 +55,6 @@ def test_the_format_is_ffcvs() -> None:
         offsets = [[(name, dtype.fields[name][1]) for name in dtype.names] for dtype in (theirs, ours)]
         assert offsets[0] == offsets[1]
         assert theirs.itemsize == ours.itemsize
-
-
-@pytest.mark.parametrize("write_mode", ["raw", "jpg"])
-@pytest.mark.parametrize("max_resolution", [0, 60, 500])
-@pytest.mark.parametrize("index", [0, 5, 20])
-def test_encodes_as_ffcv_does(write_mode: str, max_resolution: int, index: int) -> None:
-    field = RGBImageField(write_mode, max_resolution or None, jpeg_quality=80)
-    destination, stored = np.zeros(1, field.metadata_type), []
-
-    def malloc(size: int) -> tuple[int, np.ndarray]:
-        stored.append(np.empty(size, np.uint8))
-        return 0, stored[0]
-
-    field.encode(destination, photo(index), malloc)
-    options = EncodeOptions(write_mode=write_mode, max_resolution=max_resolution, jpeg_quality=80)
-    encoded = encode(0, photo(index), options)
-    assert encoded[:3] == tuple(destination[["mode", "height", "width"]][0])
-    assert encoded.data == stored[0].tobytes()
-
-
-def test_extreme_shapes_keep_a_pixel() -> None:
-    assert encode(0, np.zeros((1, 900, 3), np.uint8), EncodeOptions(max_resolution=30))[1:3] == (1, 30)
-    for side, write_mode in ((65_501, "jpg"), (65_536, "raw")):
-        with pytest.raises(ValueError, match=f"1 x {side} px, a side can have {side - 1}"):
-            encode(0, np.zeros((1, side, 3), np.uint8), EncodeOptions(max_resolution=0, write_mode=write_mode))
-        encode(0, np.zeros((1, side - 1, 3), np.uint8), EncodeOptions(max_resolution=0, write_mode=write_mode))
-
-
-def test_smart_and_proportion() -> None:
-    photos = [photo(index) for index in range(40)]
-
-    def modes(**options) -> list[int]:
-        return [
-            encode(index, image, EncodeOptions(max_resolution=0, **options)).mode for index, image in enumerate(photos)
-        ]
-
-    threshold = photos[5].nbytes
-    expected = [0 if image.nbytes > threshold else 1 for image in photos]
-    assert modes(write_mode="smart", smart_threshold=threshold) == expected
-    some = modes(write_mode="proportion", compress_probability=0.3, seed=1)
-    assert 4 <= some.count(0) <= 20
-    assert modes(write_mode="proportion", compress_probability=0.3, seed=1) == some
-    assert modes(write_mode="proportion", compress_probability=0.3, seed=2) != some
-    assert modes(write_mode="proportion", compress_probability=1.0) == [0] * 40
 
 
 def test_rows_in_order_and_the_same_bytes_for_any_worker_count(tmp_path: Path) -> None:
@@ -152,6 +114,101 @@ def test_pages_and_chunks_suit_the_largest_image(tmp_path: Path, monkeypatch) ->
     convert(source, tmp_path / "x.beton", EncodeOptions(write_mode="raw", max_resolution=0), num_workers=1)
     assert Reader(str(tmp_path / "x.beton")).page_size == 2**24
     assert given[0][1][2:] == [range(0, 1), range(1, 2)]  # of 14 MB of pixels each
+
+
+def test_every_sample_and_the_tables_have_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    convert(replace(_source(9), dataset="a", split="b"), path, EncodeOptions(write_mode="raw"), num_workers=1)
+    sidecar, content = read_sidecar(path), path.read_bytes()
+    assert (sidecar.dataset, sidecar.split, sidecar.classes) == ("a", "b", [""] * 10)
+    assert sidecar.counts == [0] + [1] * 9
+    assert sidecar.options["write_mode"] == "raw"
+    assert {"ffcv", "ffcv_cropmix", "pillow", "opencv"} <= sidecar.versions.keys()
+    stored = [content[address : address + size] for address, size in (payload(path, row) for row in range(9))]
+    assert sidecar.digests().tolist() == [xxh64_intdigest(data) for data in stored]
+    reader = Reader(str(path))
+    end = module._HEADER.itemsize + reader.field_descriptors.nbytes + reader.metadata.nbytes
+    tables = content[:end] + content[int(reader.header["alloc_table_ptr"]) :]
+    assert sidecar.tables_checksum == xxh64_hexdigest(tables)
+
+
+def test_what_cannot_be_converted_is_skipped_and_named(tmp_path: Path) -> None:
+    source = _source(23, tmp_path)
+    for index in (0, 5, 22):
+        (tmp_path / f"{index}.png").write_bytes(b"no image")
+    path, report = tmp_path / "x.beton", skipped_path(tmp_path / "x.beton")
+    options = EncodeOptions(write_mode="proportion")
+    done = convert(source, path, options, on_error="skip", num_workers=2, chunk_size=4)
+    kept = [index for index in range(23) if index not in (0, 5, 22)]
+    assert done.rows == kept
+    reader = Reader(str(path))
+    assert reader.metadata["f1"].tolist() == source.labels[kept].tolist()
+    assert reader.alloc_table["sample_id"].tolist() == list(range(20))
+    assert (reader.metadata["f0"]["mode"] == 1).tolist() == [_uniform(0, index) >= 0.5 for index in kept]
+    for row, index in enumerate(kept):
+        assert stored_image(path, row).shape == photo(index).shape
+    assert read_sidecar(path).counts == np.bincount(source.labels[kept], minlength=24).tolist()
+    assert len(read_sidecar(path).digests()) == 20
+    rows = list(csv.DictReader(report.open(newline="")))
+    assert [row["path"] for row in rows] == [str(tmp_path / f"{index}.png") for index in (0, 5, 22)]
+    assert {row["reason"] for row in rows} == {"it is no image that Pillow can read"}
+    convert(_source(3), path, EncodeOptions(), on_error="skip", num_workers=1)
+    assert not report.exists()  # it was about the file before
+
+
+def test_a_set_without_any_image_is_an_error(tmp_path: Path) -> None:
+    source = Source(["x"], np.zeros(3, np.int64), [b"", b"x", b"y"])
+    message = "none of the images can be converted; sample 0: it is no image"
+    _expect_failure(source, tmp_path / "x.beton", message, on_error="skip", num_workers=1)
+
+
+@pytest.mark.parametrize("place", ["first row", "last row", "label", "allocation table", "end"])
+def test_what_is_not_on_the_disk_as_it_was_written_is_noticed(tmp_path: Path, monkeypatch, place: str) -> None:
+    write = module._write
+
+    def write_wrong(file: BinaryIO, *arguments: Any) -> Any:
+        done, tables = write(file, *arguments)
+        allocations = tables.allocations
+        at = {
+            "first row": allocations["ptr"][0] + 5,
+            "last row": allocations["ptr"][-1] + allocations["size"][-1] - 1,
+            "label": len(tables.front) - 8,
+            "allocation table": done.size - 3,
+            "end": done.size,
+        }[place]
+        file.seek(int(at))
+        byte = file.read(1)
+        file.seek(int(at))
+        file.write(bytes([byte[0] ^ 1]) if byte else b"x")
+        return done, tables
+
+    monkeypatch.setattr(module, "_write", write_wrong)
+    message = "x.beton has .* bytes on its disk" if place == "end" else "is not on its disk as it was written"
+    _expect_failure(_source(60), tmp_path / "x.beton", message, num_workers=1)
+
+
+def test_a_file_that_will_not_fit_is_not_begun(tmp_path: Path, monkeypatch) -> None:
+    free = shutil.disk_usage(tmp_path)
+    size = convert(_source(60), tmp_path / "x.beton", EncodeOptions(write_mode="raw"), num_workers=1).size
+    needed = 60 * (photo(20).nbytes + 48)
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=needed - 10**6))
+    message = rf"x.beton would take about {needed / 1e6:,.1f} MB, but {needed / 1e6 - 1:,.1f} MB are free on its disk"
+    _expect_failure(_source(60), tmp_path / "x.beton", message, num_workers=1)
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=size))
+    convert(_source(60), tmp_path / "x.beton", EncodeOptions(write_mode="raw"), num_workers=1)
+
+
+def test_estimate(tmp_path: Path) -> None:
+    source = _source(37, tmp_path)
+    (tmp_path / "3.png").write_bytes(b"no image")
+    guess = estimate(source, EncodeOptions(write_mode="raw", max_resolution=0))
+    sizes = [photo(index).nbytes for index in range(37) if index != 3]
+    assert guess.size == pytest.approx(37 * (np.mean(sizes) + 48))
+    assert guess.failed == [(str(tmp_path / "3.png"), "it is no image that Pillow can read")]
+    assert guess.tried == 37
+    assert 0 < guess.seconds < 60
 
 
 def _expect_failure(source: Source, path: Path, message: str, **options) -> None:
