@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import pytest
 from ffcv.reader import Reader
 from PIL import Image
 
-from ffcv_cropmix.data.sidecar import read_sidecar
+from ffcv_cropmix.data.sidecar import read_sidecar, sample_checksum
+from tests.betons import photo
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,6 +68,9 @@ def _refused(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
         ("--chunk_size=0", "--chunk_size is at least 1, got 0"),
         ("--subset=0", "--subset is at least 1, or -1, got 0"),
         ("--dataset=cifar10", "--data_dir is needed for cifar10, got None"),
+        ("--dataset=imagenet_val --data_dir=/tmp", "--labels FILE is needed for imagenet_val, got None"),
+        ("--labels=x.txt", "--labels is for imagenet_val only, got x.txt"),
+        ("--on_error=ignore", "argument --on_error: invalid choice: 'ignore'"),
         ("--write_path=/nowhere/x.beton", "--write_path is a file in a folder that exists, got /nowhere/x.beton"),
         ("--write_path=/tmp", "--write_path is a file, and so is the .json beside it, got /tmp"),
         ("--epochs=3", "unrecognized arguments: --epochs=3"),
@@ -72,7 +78,7 @@ def _refused(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
 )
 def test_wrong_options_are_answered_in_one_line(monkeypatch, capsys, tmp_path, change: str, message: str) -> None:
     good = ["--dataset=digits", f"--write_path={tmp_path / 'x.beton'}"]
-    status, printed = _refused(monkeypatch, capsys, *good, change)
+    status, printed = _refused(monkeypatch, capsys, *good, *change.split())
     assert status == 2
     assert message in printed
     assert "\n" not in printed
@@ -102,6 +108,123 @@ def test_a_file_that_cannot_be_written_is_named(monkeypatch, capsys, tmp_path: P
         assert printed.startswith(f"error: {path} cannot be written: {reason}")
         assert "\n" not in printed
     assert not list(tmp_path.iterdir())
+
+
+def _table(folder: Path, count: int, height: int = 150, width: int = 200) -> Path:
+    """A set of so many images that differ: FILE.csv."""
+    (folder / "images").mkdir()
+    for index in range(count):
+        Image.fromarray(np.full((height, width, 3), index, np.uint8)).save(folder / f"images/{index}.png")
+    table = folder / "set.csv"
+    table.write_text("path,label\n" + "".join(f"images/{index}.png,{index % 3}\n" for index in range(count)))
+    return table
+
+
+def test_skipped_kept_and_damaged_images_are_counted(tmp_path: Path) -> None:
+    table = _table(tmp_path, 6)
+    folder, path = tmp_path / "images", tmp_path / "x.beton"
+    for index in (1, 2, 3):
+        Image.fromarray(photo(20)).save(folder / f"{index}.png", "JPEG")  # whatever it is called
+    jpeg = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(jpeg[:-2] + b"\x01\x02\x03" + jpeg[-2:])
+    (folder / "4.png").write_text("no image")
+    command = ("--dataset=csv", "--data_dir", table, "--write_path", path, "--num_workers=1")
+    dry = _run(*command, "--dry_run")
+    assert dry.returncode == 0
+    assert re.search(
+        r"x.beton would have 6 images of 3 classes and about 0.0 MB \([\d.,]+ MB are free\), and take about "
+        r"0:00:00 with 1 processes: of 6 images tried, 1 cannot be converted\n$",
+        dry.stdout,
+    )
+    assert dry.stderr == f"{folder}/4.png cannot be converted: it is no image that Pillow can read\n"
+    assert not list(tmp_path.glob("*beton*"))
+    result = _run(*command, "--on_error=skip")
+    assert result.returncode == 0
+    first, *rest = result.stdout.splitlines()
+    assert first.startswith(f"{path}: 5 images of 3 classes, ")
+    assert rest == [
+        "2 JPEG files are stored as they are",
+        "1 JPEG files are encoded anew: they are damaged, but could be decoded",
+        f"1 images were skipped: {path}.skipped.csv names them",
+    ]
+    assert read_sidecar(path).counts == [2, 1, 2]
+    result = _run(*command, "--on_error=skip", "--reencode")
+    assert [line[:8] for line in result.stdout.splitlines()[1:]] == ["1 images"]
+
+
+def test_a_run_that_is_killed_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    path, table = tmp_path / "x.beton", _table(tmp_path, 100, 500, 500)
+    command = [sys.executable, "write_dataset.py", "--dataset=csv", "--data_dir", str(table)]
+    command += ["--write_path", str(path), "--max_resolution=40", "--num_workers=2", "--chunk_size=5"]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def is_whole() -> bool:
+        written, sidecar = np.memmap(path, np.uint8), read_sidecar(path)
+        places = Reader(str(path)).alloc_table[["ptr", "size"]].tolist()
+        digests = [sample_checksum(written[address : address + size]) for address, size in places]
+        return len(digests) == 100 and digests == sidecar.digests().tolist()
+
+    started = time.monotonic()
+    assert start().wait() == 0
+    duration = time.monotonic() - started
+    assert is_whole()
+    path.unlink()
+    random = np.random.default_rng()
+    killed = at_work = 0
+    for _ in range(20):
+        run = start()
+        try:
+            run.wait(random.uniform(0.2, 1) * duration)
+        except subprocess.TimeoutExpired:
+            killed += 1
+        at_work += any(file.stat().st_size > 2**23 for file in tmp_path.glob(".x.beton.*.tmp"))
+        run.kill()
+        run.wait()
+        if path.exists():  # it was done
+            assert is_whole()
+            path.unlink()
+    assert killed >= 10
+    assert at_work >= 3  # in the midst of the images
+    assert start().wait() == 0
+    assert is_whole()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "set.csv", "x.beton", "x.beton.json"]
+
+
+def _on_a_small_disk(folder: Path, megabytes: int, commands: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell's commands where `folder` is a disk of its own."""
+    unshare = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {folder}"
+    if not shutil.which("unshare") or subprocess.run([*unshare, "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    command = [*unshare, "sh", "-c", f"{mount}; {commands}"]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_full_disk_ends_the_run_and_the_next_one_succeeds(tmp_path: Path, checked: bool) -> None:
+    """The space is checked first; that it suffices then is not certain, others write as well."""
+    (tmp_path / "disk").mkdir()
+    path = tmp_path / "disk/x.beton"
+    options = ["--dataset=csv", f"--data_dir={_table(tmp_path, 100)}", f"--write_path={path}", "--write_mode=raw"]
+    start = f"{sys.executable} write_dataset.py {' '.join(options)}"
+    unchecked = (
+        "import runpy, sys; from ffcv_cropmix.data import convert; convert._check_space = lambda *_: None; "
+        f"sys.argv[1:] = {options}; runpy.run_path('write_dataset.py', run_name='__main__')"
+    )
+    first = start if checked else f'{sys.executable} -c "{unchecked}"'
+    commands = f"{first}; echo status $?; ls -A {tmp_path}/disk; {start} --max_resolution=100; ls -A {tmp_path}/disk"
+    result = _on_a_small_disk(tmp_path / "disk", 7, commands)
+    status, written, *names = result.stdout.splitlines()
+    assert (status, names) == ("status 1", ["x.beton", "x.beton.json"])
+    assert written.startswith(f"{path}: 100 images of 3 classes, ")
+    errors = [line for line in result.stderr.splitlines() if "images/s" not in line]
+    expected = (
+        "would take about 9.0 MB, but 7.3 MB are free" if checked else "cannot be written: No space left on device"
+    )
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {path} {expected}")
 
 
 @pytest.mark.parametrize(
