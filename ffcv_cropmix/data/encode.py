@@ -92,17 +92,18 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
         encoded = encode(index, image, options)
     else:
         data = read(image)
-        origin: Literal["pixels", "damaged file"] = "pixels"
-        if not options.reencode and options.write_mode != "raw" and data.startswith(b"\xff\xd8"):
+        damaged = False
+        if data.startswith(b"\xff\xd8") and not options.reencode:
             header = _read_header(data)
-            if header is None:
-                origin = "damaged file"
-            elif len(data) <= largest and _may_be_kept(index, data, *header, options):
+            damaged = header is None
+            if header and len(data) <= largest and _may_be_kept(index, data, *header, options):
                 height, width, _ = header
                 if _is_sound(data, height, width):
                     return Encoded(JPG, height, width, data, "file")
-                origin = "damaged file"
-        encoded = encode(index, decode_rgb(data, options.exif_transpose), options)._replace(origin=origin)
+                damaged = True
+        encoded = encode(index, decode_rgb(data, options.exif_transpose), options)
+        if damaged and encoded.mode == JPG:
+            encoded = encoded._replace(origin="damaged file")
     if len(encoded.data) > largest:
         raise ValueError(f"it takes {len(encoded.data)} bytes, a page has {largest}: use --max_resolution")
     return encoded

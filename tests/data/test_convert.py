@@ -200,6 +200,13 @@ def test_a_file_that_will_not_fit_is_not_begun(tmp_path: Path, monkeypatch) -> N
     convert(_source(60), tmp_path / "x.beton", EncodeOptions(write_mode="raw"), num_workers=1)
 
 
+def test_samples_of_many_sizes_tell_little_of_the_space(tmp_path: Path, monkeypatch) -> None:
+    source, options = _source(37, tmp_path), EncodeOptions(write_mode="raw", max_resolution=0)
+    free = shutil.disk_usage(tmp_path)._replace(free=int(estimate(source, options).size / 2))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    assert convert(source, tmp_path / "x.beton", options, num_workers=1).size > free.free
+
+
 def test_estimate(tmp_path: Path) -> None:
     source = _source(37, tmp_path)
     (tmp_path / "3.png").write_bytes(b"no image")

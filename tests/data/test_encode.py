@@ -165,10 +165,12 @@ def test_exif_transpose(orientation: int) -> None:
 
 def test_a_damaged_jpeg_is_encoded_anew_if_pillow_can_decode_it() -> None:
     data = KEPT["4:2:0"]()
-    superfluous = data[:-2] + b"\x01\x02\x03" + data[-2:]  # a warning of libjpeg's, no more
-    encoded = _stored(superfluous)
-    assert encoded.origin == "damaged file"
-    assert encoded.data == encode(0, decode_rgb(data), EncodeOptions()).data
+    for superfluous in (data[:-2] + bytes(99) + data[-2:], data[:2] + b"\xff\0" + data[2:]):  # warnings, no more
+        encoded = _stored(superfluous)
+        assert encoded.origin == "damaged file"
+        assert encoded.data == encode(0, decode_rgb(data), EncodeOptions()).data
+        assert _stored(superfluous, write_mode="raw").origin == "pixels"
+        assert _stored(superfluous, reencode=True).origin == "pixels"
     broken = bytearray(data)
     broken[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     assert _stored(bytes(broken)).origin == "damaged file"

@@ -126,7 +126,7 @@ def test_skipped_kept_and_damaged_images_are_counted(tmp_path: Path) -> None:
     for index in (1, 2, 3):
         Image.fromarray(photo(20)).save(folder / f"{index}.png", "JPEG")  # whatever it is called
     jpeg = (folder / "3.png").read_bytes()
-    (folder / "3.png").write_bytes(jpeg[:-2] + b"\x01\x02\x03" + jpeg[-2:])
+    (folder / "3.png").write_bytes(jpeg[:-2] + bytes(99) + jpeg[-2:])
     (folder / "4.png").write_text("no image")
     command = ("--dataset=csv", "--data_dir", table, "--write_path", path, "--num_workers=1")
     dry = _run(*command, "--dry_run")
