@@ -22,6 +22,7 @@ from . import turbojpeg
 from .errors import DataError
 from .functional import Interpolation, interpolation_number, kernels_of
 from .kernels import sampling
+from .kernels.checksum import xxh64
 from .kernels.coefficients import BICUBIC
 from .kernels.jit import as_readonly, compiled_once, jit
 from .kernels.layers import collapse, new_layers, set_layer
@@ -30,17 +31,22 @@ from .kernels.render import rows_needed
 from .plan import Operation, check_size, sampling_options
 
 Decode = Literal["rgb", "rows", "ycbcr"]
+OnError = Literal["raise", "zero"]
+
+CHECKSUM = "checksum"
+"""A column of the metadata, uint64: where there is one, a sample's bytes are compared with it (kernels.checksum)."""
 
 _JPG, _RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
 # What can be wrong with a sample: those of turbojpeg, then
-_BAD_MODE, _BAD_RAW_SIZE = 10, 11
+_BAD_MODE, _BAD_RAW_SIZE, _BAD_CHECKSUM = 10, 11, 12
 _CAUSES = {
     turbojpeg.BAD_HEADER: "its data are no JPEG",
     turbojpeg.OTHER_SIZE: "its JPEG has another size than the metadata say",
     turbojpeg.BAD_DATA: "its JPEG is damaged, or neither RGB nor gray",
     _BAD_MODE: "its mode is neither jpg nor raw",
     _BAD_RAW_SIZE: "its raw data have another size than the metadata say",
+    _BAD_CHECKSUM: "its data are not those that were written: their checksum differs",
 }
 
 
@@ -49,6 +55,8 @@ class DecodeError(DataError):
 
     file_name: str | None = None
     """The .beton, where the loader is this package's."""
+    label: str | None = None
+    """The class, as far as the file and its sidecar tell: "3 (n01491361)"."""
 
     def __init__(self, index: int, code: int) -> None:  # numbers: raised in compiled code
         super().__init__(index, code)
@@ -57,7 +65,8 @@ class DecodeError(DataError):
         self.cause = _CAUSES[int(code)]
 
     def __str__(self) -> str:
-        return f"{self.file_name or 'the .beton file'}: sample {self.index}: {self.cause}"
+        label = "" if self.label is None else f", of class {self.label}"
+        return f"{self.file_name or 'the .beton file'}: sample {self.index}{label}: {self.cause}"
 
 
 class _Workspace(NamedTuple):
@@ -170,13 +179,17 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     _options: Any
     """What `_draw` gets as its options: a tuple of numbers."""
 
-    def __init__(self, output_size: tuple[int, int], interpolation: Interpolation, decode: Decode = "rgb") -> None:
+    def __init__(
+        self, output_size: tuple[int, int], interpolation: Interpolation, on_error: OnError, decode: Decode = "rgb"
+    ) -> None:
         super().__init__()
         self.output_size = output_size
         self._interpolation = interpolation_number(interpolation)
-        if decode not in get_args(Decode):
-            raise ValueError(f"decode is one of {', '.join(get_args(Decode))}, got {decode!r}")
+        for name, value, values in (("decode", decode, get_args(Decode)), ("on_error", on_error, get_args(OnError))):
+            if value not in values:
+                raise ValueError(f"{name} is one of {', '.join(values)}, got {value!r}")
         self._decode = decode
+        self._on_error = on_error
         self._next_epoch: int | None = None  # None until a loader has taken the decoder in
 
     @property
@@ -214,10 +227,21 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
             AllocationQuery((epoch, 0), dtype),
         )
 
+    def failures(self, indices: np.ndarray, memory: tuple[Any, ...]) -> list[DecodeError]:
+        """The samples of a batch that were replaced by zeros.
+
+        Args:
+            indices: of the samples of the batch.
+            memory: the memory of the batch, as `declare_state_and_memory` asked for it.
+        """
+        codes = memory[1].numpy()
+        return [DecodeError(indices[position], codes[position]) for position in np.flatnonzero(codes)]
+
     def generate_code(self) -> Callable[..., Any]:
         # Called at each pass: cheap. Only `decode` is compiled for each loader; the rest once in a process.
         read, iterate = self.memory_read, Compiler.get_iterator()
         options, interpolation, whole_files = self._options, self._interpolation, self._decode == "rgb"
+        checked, raises = CHECKSUM in self.metadata.dtype.names, self._on_error == "raise"
         new_workspace, render_sample = _compile(
             self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode
         )
@@ -242,24 +266,32 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
                     index = batch_indices[position]
                     field = metadata[index]
                     data = read(field["data_ptr"], storage_state)
-                    codes[position] = render_sample(
-                        as_readonly(data),
-                        _int(field["mode"]),
-                        _int(field["height"]),
-                        _int(field["width"]),
-                        options,
-                        interpolation,
-                        _int(index),
-                        epoch,
-                        handle,
-                        workspace,
-                        destination[position],
-                    )
+                    code = 0
+                    if checked:
+                        if xxh64(data) != field["checksum"]:
+                            code = _BAD_CHECKSUM
+                    if code == 0:
+                        code = render_sample(
+                            as_readonly(data),
+                            _int(field["mode"]),
+                            _int(field["height"]),
+                            _int(field["width"]),
+                            options,
+                            interpolation,
+                            _int(index),
+                            epoch,
+                            handle,
+                            workspace,
+                            destination[position],
+                        )
+                    if code != 0:  # what lies there is another sample's, or half of this one
+                        destination[position] = 0
+                    codes[position] = code
                 turbojpeg.destroy_handle(handle)
-            # Raised here: inside the loop it would, silently, no longer run in parallel.
-            for position in range(count):
-                if codes[position] != 0:
-                    raise DecodeError(batch_indices[position], codes[position])
+            if raises:  # here: inside the loop it would, silently, no longer run in parallel
+                for position in range(count):
+                    if codes[position] != 0:
+                        raise DecodeError(batch_indices[position], codes[position])
             return destination[:count]
 
         decode.is_parallel = True  # type: ignore[attr-defined]
@@ -296,6 +328,9 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
             Pillow does it) or "area" (OpenCV's INTER_AREA, bilinear along an axis that is enlarged).
         flip_probability: chance that the image is mirrored left to right; spares `RandomHorizontalFlip`.
         seed: 0 to 2**64 - 1.
+        on_error: at a damaged sample. "raise": a DecodeError, which `ffcv_cropmix.Loader` raises from the loop that
+            reads it; under `ffcv.Loader` the pass hangs, as that does at any error. "zero": the image is all zeros,
+            and `ffcv_cropmix.Loader.report` lists it.
         decode: what of a JPEG is decoded.
             "rgb": all, every error noticed.
             "rows": up to the last row that is needed; the same pixels. Damage that leaves the rest of the file
@@ -308,8 +343,7 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
 
     Raises:
         ValueError: an option is out of range; names it and the value.
-        DecodeError: while iterating, at a damaged sample. `ffcv_cropmix.Loader` passes it on; under `ffcv.Loader` the
-            pass hangs, as that does at any error.
+        DecodeError: while iterating, see `on_error`.
     """
 
     _draw = staticmethod(_draw_cropmix)
@@ -326,9 +360,10 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
         interpolation: Interpolation = "bilinear",
         flip_probability: float = 0.0,
         seed: int = 0,
+        on_error: OnError = "raise",
         decode: Decode = "rgb",
     ) -> None:
-        super().__init__(output_size, interpolation, decode)
+        super().__init__(output_size, interpolation, on_error, decode)
         self._options = sampling_options(
             scale=scale,
             number=number,
@@ -354,7 +389,7 @@ class CenterCropRGBImageDecoder(_LayersRGBImageDecoder):
     Args:
         output_size: (height, width) of the images, px.
         ratio: side of the square as a share of the image's shorter side, in (0, 1].
-        interpolation: "bilinear", "bicubic" or "area", as `CropMixRGBImageDecoder` has them.
+        interpolation, on_error: as `CropMixRGBImageDecoder` has them.
 
     Raises:
         ValueError, DecodeError: as `CropMixRGBImageDecoder` does.
@@ -367,8 +402,9 @@ class CenterCropRGBImageDecoder(_LayersRGBImageDecoder):
         output_size: tuple[int, int],
         ratio: float = 224 / 256,
         interpolation: Interpolation = "bilinear",
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(output_size, interpolation)
+        super().__init__(output_size, interpolation, on_error)
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio is in (0, 1], got {ratio!r}")
         self._options = (float(ratio),)

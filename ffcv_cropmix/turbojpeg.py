@@ -112,7 +112,7 @@ def decode_jpeg(handle, data, height, width, buffers):
     if code != OK:
         return code
     source, target = data.ctypes.data, buffers.pixels.ctypes.data
-    if _decompress(handle, source, data.size, target, width, 0, height, _TJPF_RGB, _FLAGS) != 0:
+    if decompress(handle, source, data.size, target, width, 0, height, TJPF_RGB, FLAGS) != 0:
         return BAD_DATA
     return OK
 
