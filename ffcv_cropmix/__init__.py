@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.check import check_beton
     from .functional import cropmix
     from .loader import Loader
     from .operations import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
@@ -22,6 +23,7 @@ __all__ = [
     "CropMixRGBImageDecoder",
     "Loader",
     "MixPlan",
+    "check_beton",
     "cropmix",
     "sample_plan",
 ]
@@ -31,6 +33,7 @@ _MODULE_OF = {
     "CropMixRGBImageDecoder": "operations",
     "Loader": "loader",
     "MixPlan": "plan",
+    "check_beton": "data.check",
     "cropmix": "functional",
     "sample_plan": "plan",
 }

@@ -234,7 +234,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
             indices: of the samples of the batch.
             memory: the memory of the batch, as `declare_state_and_memory` asked for it.
         """
-        codes = memory[1].numpy()
+        codes = np.asarray(memory[1])
         return [DecodeError(indices[position], codes[position]) for position in np.flatnonzero(codes)]
 
     def generate_code(self) -> Callable[..., Any]:
@@ -267,9 +267,8 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
                     field = metadata[index]
                     data = read(field["data_ptr"], storage_state)
                     code = 0
-                    if checked:
-                        if xxh64(data) != field["checksum"]:
-                            code = _BAD_CHECKSUM
+                    if checked and xxh64(data) != field["checksum"]:
+                        code = _BAD_CHECKSUM
                     if code == 0:
                         code = render_sample(
                             as_readonly(data),

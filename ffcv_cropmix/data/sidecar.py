@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ def encode_digests(digests: np.ndarray) -> str:
     return base64.b64encode(digests.astype("<u8").tobytes()).decode()
 
 
-def sidecar_path(beton: str | Path) -> Path:
+def sidecar_path(beton: str | os.PathLike[str]) -> Path:
     """FILE.beton.json"""
     return Path(f"{beton}.json")
 
@@ -84,7 +85,7 @@ def write_sidecar(file: BinaryIO, sidecar: Sidecar) -> None:
     file.write(json.dumps(asdict(sidecar), indent=1).encode() + b"\n")
 
 
-def read_sidecar(beton: str | Path) -> Sidecar | None:
+def read_sidecar(beton: str | os.PathLike[str]) -> Sidecar | None:
     """The sidecar of a .beton file; None if it has none.
 
     Raises:

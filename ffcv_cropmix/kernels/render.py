@@ -28,8 +28,8 @@ class Scratch(NamedTuple):
 
 @jit
 def padded(values):
-    """Length for rows of that many values: `transpose` takes eight at a time."""
-    return (values + 7) // 8 * 8
+    """Length for rows of that many values: `transpose` takes eight at a time, and pixels are whole."""
+    return (values + 23) // 24 * 24
 
 
 @jit
