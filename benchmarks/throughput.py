@@ -1,0 +1,397 @@
+"""How fast CropMix's images are made, and in how much memory: this package, FFCV's one crop, and other ways.
+
+    python benchmarks/throughput.py --beton jpg.beton raw.beton --json benchmarks/results/throughput.json
+
+Without --beton, two files are made from the photos that come with scikit-learn. JPEGs for the peers that read files are
+taken out of the jpg .beton: all peers have the same images.
+
+One process holds all loaders, and measures them in turns, round by round: what else the machine does meets all alike.
+A ratio is of two speeds in the same round; the table has its median over the rounds, and the quartiles. A pass is timed
+from its sixth batch on: by then every buffer has been used once, and start-up costs, which an epoch spreads over a
+million images, are over. A peer four times as slow as FFCV's one crop takes part in every third round only.
+
+The JSON:
+    date, command, machine {cpu, cores, simd, memory_gib}, versions {package: version}
+    data: {mode: {file, images, mean_height, mean_width, bytes, description}}
+    unavailable: {peer: reason}
+    results: a list of
+        peer (key of peers.PEERS or VARIANTS), label, options {of the decoder}, mode (of the .beton compared with: jpg,
+        raw), reads (jpg, raw, files), output_size px, num_workers,
+        images_per_second (median), ratio {median, quartiles} to FFCV's one crop from the same .beton in the same round,
+        times_authors (median; null if that did not run), seconds [a round: per image; null where it did not take part]
+    first_batch: a list of {peer, mode, seconds}: from making the loader to its first batch, in a fresh process, two
+        workers at most, imports not counted, compilation included
+    memory: a list of {peer, mode, batch_size, mib, decode_buffers_mib}: peak resident memory of passes in batches of
+        this size above what the same process has after a pass in batches of one image; and the size of the buffers
+        that hold decoded JPEGs, computed
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from ffcv.fields.rgb_image import IMAGE_MODES
+from ffcv.reader import Reader
+from PIL import Image
+from tqdm import tqdm
+
+from ffcv_cropmix.data.convert import replacing
+from ffcv_cropmix.errors import DataError, run_program, usage_error
+from peers import AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
+
+REPOSITORY = Path(__file__).parents[1]
+WARM_BATCHES, TIMED_BATCHES = 5, 10
+SLOW, SLOW_ROUNDS = 4, 3
+MEMORY_BATCH = 512
+BUFFERS = 5  # that FFCV fills in turn: batches_ahead + 2
+PACKAGES = ("ffcv", "numba", "numpy", "torch", "torchvision", "pillow", "opencv-python", "spdl", "nvidia-dali-cuda130")
+MODES = {number: mode for mode, number in IMAGE_MODES.items()}
+ALL = {**PEERS, **VARIANTS}
+
+
+class Case(NamedTuple):
+    """A peer, and the .beton whose images it makes."""
+
+    name: str
+    mode: str
+
+
+def build_betons(folder: Path) -> list[Path]:
+    """Write jpg.beton and raw.beton of 320 photos at 500 px, cut out of the two that come with scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    random = np.random.default_rng(0)
+    for k in range(320):
+        photo = photos[k % 2]
+        share, ratio = random.uniform(0.6, 1), (4 / 3, 3 / 4)[k % 4 // 3]
+        height = int(min(photo.height, photo.width / ratio) * share)
+        width = int(height * ratio)
+        left, top = (int(random.integers(whole - part + 1)) for whole, part in zip(photo.size, (width, height)))
+        size = (500, 375) if ratio > 1 else (375, 500)
+        target = folder / "photos" / ("china", "flower")[k % 2] / f"{k:03}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        photo.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.BICUBIC).save(target)
+    betons = []
+    for mode in ("jpg", "raw"):
+        betons.append(folder / f"{mode}.beton")
+        options = ["--data_dir", str(folder / "photos"), "--write_mode", mode, "--write_path", str(betons[-1])]
+        subprocess.run([sys.executable, REPOSITORY / "write_dataset.py", *options], check=True, cwd=REPOSITORY)
+    return betons
+
+
+def mode_of(beton: Path) -> str:
+    """jpg or raw: what all images of a .beton are."""
+    modes = np.unique(Reader(str(beton)).metadata[_image_field(beton)]["mode"])
+    if len(modes) != 1:
+        raise DataError(f"{beton}: its images are some jpg, some raw: write it with --write_mode jpg or raw")
+    return MODES[int(modes[0])]
+
+
+def _image_field(beton: Path) -> str:
+    return f"f{Reader(str(beton)).field_names.index('image')}"
+
+
+def describe(beton: Path, description: str | None) -> dict[str, Any]:
+    """What the JSON says about a .beton."""
+    metadata = Reader(str(beton)).metadata[_image_field(beton)]
+    return {
+        "file": beton.name,
+        "images": len(metadata),
+        "mean_height": float(metadata["height"].mean()),
+        "mean_width": float(metadata["width"].mean()),
+        "bytes": beton.stat().st_size,
+        "description": description,
+    }
+
+
+def extract_jpegs(beton: Path, folder: Path) -> list[Path]:
+    """Write each sample's JPEG into a file, in the order of the rows."""
+    reader = Reader(str(beton))
+    sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist()))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with beton.open("rb") as data:
+        for index, address in enumerate(reader.metadata[_image_field(beton)]["data_ptr"].tolist()):
+            data.seek(address)
+            files.append(folder / f"{index:06}.jpg")
+            files[-1].write_bytes(data.read(sizes[address]))
+    return files
+
+
+def repeated(count: int, least: int) -> list[int]:
+    """The rows 0 to count - 1, as often as it takes to be `least` or more."""
+    return list(range(count)) * -(-least // count)
+
+
+def seconds_per_image(passes: Iterable[Any]) -> float:
+    """Of one pass, from its sixth batch on."""
+    images = 0
+    started = 0.0
+    for number, batch in enumerate(passes, 1):
+        if number > WARM_BATCHES:
+            images += len(batch)
+        elif number == WARM_BATCHES:
+            started = time.perf_counter()
+    return (time.perf_counter() - started) / images
+
+
+def measure(loaders: dict[Case, Iterable[Any]], rounds: int, title: str) -> dict[Case, list[float | None]]:
+    """Seconds per image of each case in each round; None where it did not take part. A first pass compiles."""
+    first: dict[Case, float] = {}
+    # Processes are forked, which they should be before FFCV starts threads: their cases first.
+    for case in tqdm(sorted(loaders, key=lambda case: ALL[case.name].reads != ("files",)), f"{title}: first pass"):
+        first[case] = seconds_per_image(loaders[case])
+    seconds: dict[Case, list[float | None]] = {case: [] for case in loaders}
+    for number in tqdm(range(rounds), f"{title}: rounds"):
+        for case, passes in loaders.items():
+            slow = first[case] > SLOW * first[Case(STOCK, case.mode)]
+            taken = not slow or number % SLOW_ROUNDS == 0
+            seconds[case].append(seconds_per_image(passes) if taken else None)
+    return seconds
+
+
+def speedups(of: Sequence[float | None], to: Sequence[float | None]) -> list[float]:
+    """How many times as fast, in each round that has both."""
+    return [b / a for a, b in zip(of, to) if a is not None and b is not None]
+
+
+def results(seconds: dict[Case, list[float | None]], side: int, num_workers: int) -> list[dict[str, Any]]:
+    """What the JSON says about the cases of one size and number of workers."""
+    entries = []
+    for case, times in seconds.items():
+        peer = ALL[case.name]
+        ratio = speedups(times, seconds[Case(STOCK, case.mode)])
+        times_authors = speedups(times, seconds.get(Case(AUTHORS, "jpg"), []))
+        entries.append(
+            {
+                "peer": case.name,
+                "label": peer.label,
+                "options": peer.options,
+                "mode": case.mode,
+                "reads": "files" if peer.reads == ("files",) else case.mode,
+                "output_size": side,
+                "num_workers": num_workers,
+                "images_per_second": float(np.median([1 / t for t in times if t is not None])),
+                "ratio": {"median": float(np.median(ratio)), "quartiles": np.percentile(ratio, [25, 75]).tolist()},
+                "times_authors": float(np.median(times_authors)) if times_authors else None,
+                "seconds": times,
+            }
+        )
+    return entries
+
+
+def first_batch_seconds(name: str, job: Job) -> float:
+    """From making the loader to its first batch, in this process, which should be fresh."""
+    started = time.perf_counter()
+    for _ in ALL[name].make(replace(job, indices=job.indices[: job.batch_size])):
+        pass
+    return time.perf_counter() - started
+
+
+def _resident(field: str) -> float:
+    """VmRSS or VmHWM of this process, MiB."""
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 1024
+
+
+def peak_mib(name: str, job: Job) -> float:
+    """Peak resident memory of a pass above what this process has after a pass in batches of one, MiB."""
+    for _ in ALL[name].make(replace(job, batch_size=1)):
+        pass
+    gc.collect()
+    before = _resident("VmRSS")
+    passes = ALL[name].make(job)
+    for _ in passes:  # compiles, which takes memory too
+        pass
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    for _ in passes:
+        pass
+    return _resident("VmHWM") - before
+
+
+def decode_buffers_mib(name: str, job: Job, mode: str) -> float:
+    """What holds decoded JPEGs: FFCV, an image of the largest size for each place of each batch; here, for a thread."""
+    if mode == "raw":
+        return 0.0
+    metadata = Reader(str(job.beton)).metadata[_image_field(job.beton)]
+    height, width = int(metadata["height"].max()), int(metadata["width"].max())
+    if name == STOCK:
+        return BUFFERS * job.batch_size * 3 * height * width / 2**20
+    return job.num_workers * 3 * (height + 1) * (width + 1) / 2**20
+
+
+def in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def machine() -> dict[str, Any]:
+    """What the JSON says about this machine."""
+    information = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"^model name\s*: (.*)$", information, re.M)
+    flags = set((re.search(r"^flags\s*: (.*)$", information, re.M) or [""])[0].split())
+    return {
+        "cpu": found[1] if found else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "simd": sorted(flags & {"sse4_2", "avx", "avx2", "avx512f", "avx512bw", "avx512vbmi"}),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and what is compared, where it is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """The results, a line each."""
+    print(f"{'':34} {'from':6}{'px':>4}{'workers':>8}{'images/s':>10}{'ratio':>8} {'quartiles':14}{'authors x':>9}")
+    for result in report["results"]:
+        low, high = result["ratio"]["quartiles"]
+        authors = f"{result['times_authors']:9.1f}" if result["times_authors"] else ""
+        print(
+            f"{result['peer']:34} {result['reads']:6}{result['output_size']:4}{result['num_workers']:8}"
+            f"{result['images_per_second']:10,.0f}{result['ratio']['median']:8.2f} [{low:.2f}, {high:.2f}]  {authors}"
+        )
+    for entry in report["first_batch"]:
+        print(f"{entry['peer']:34} {entry['mode']:6} first batch after {entry['seconds']:.1f} s")
+    for entry in report["memory"]:
+        print(
+            f"{entry['peer']:34} {entry['mode']:6} batches of {entry['batch_size']}: {entry['mib']:,.0f} MiB; "
+            f"buffers of decoded JPEGs {entry['decode_buffers_mib']:,.1f} MiB"
+        )
+    for name, reason in report["unavailable"].items():
+        print(f"{name:34} {reason}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        usage_error(message)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; a wrong option ends the program with one line and status 2."""
+    parser = _Parser(description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add(
+        "--beton", type=Path, nargs="+", metavar="FILE", help="at most one jpg and one raw; of the same images, if both"
+    )
+    add("--description", help="of the images, for the tables")
+    add("--peers", nargs="+", choices=[*PEERS, "variants"], metavar="PEER", help=", ".join([*PEERS, "variants"]))
+    add("--output_size", type=int, nargs="+", default=[224, 160], metavar="PX", help="sides of the images")
+    add("--num_workers", type=int, nargs="+", default=[1, 2], metavar="N", help="threads or processes")
+    add("--batch_size", type=int, default=64)
+    add("--rounds", type=int, default=9)
+    add("--json", type=Path, metavar="OUT", help="write the results here")
+    given = parser.parse_args()
+    for name in ("output_size", "num_workers", "batch_size", "rounds"):
+        if np.min(getattr(given, name)) < 1:
+            parser.error(f"--{name}: at least 1")
+    if max(given.num_workers) > len(os.sched_getaffinity(0)):
+        parser.error(f"--num_workers: at most {len(os.sched_getaffinity(0))}, the cores")
+    for beton in given.beton or ():
+        if not beton.is_file():
+            parser.error(f"--beton: {beton}: no such file")
+    return given
+
+
+def chosen_peers(names: Sequence[str] | None) -> dict[str, Peer]:
+    """Those of the command line, and what they are compared with."""
+    if names is None:
+        return ALL
+    return {
+        name: peer
+        for name, peer in ALL.items()
+        if name in (*names, STOCK) or (name in VARIANTS and "variants" in names)
+    }
+
+
+def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure; write the JSON after each setting."""
+    betons: dict[str, Path] = {}
+    for beton in given.beton or build_betons(folder):
+        if betons.setdefault(mode_of(beton), beton) != beton:
+            raise DataError(f"{beton}: a second file of {mode_of(beton)} images: give one jpg and one raw")
+    files = extract_jpegs(betons["jpg"], folder / "jpeg") if "jpg" in betons else []
+    peers = chosen_peers(given.peers)
+    unavailable = {name: reason for name, peer in peers.items() if (reason := peer.unavailable())}
+    if not files:
+        unavailable |= {name: "needs a jpg .beton" for name, peer in peers.items() if peer.reads == ("files",)}
+    cases = [
+        Case(name, "jpg" if peer.reads == ("files",) else mode)
+        for mode in betons
+        for name, peer in peers.items()
+        if name not in unavailable and (mode in peer.reads or (peer.reads == ("files",) and mode == "jpg"))
+    ]
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "command": " ".join(["python benchmarks/throughput.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": versions(),
+        "data": {mode: describe(beton, given.description) for mode, beton in betons.items()},
+        "unavailable": unavailable,
+        "results": [],
+        "first_batch": [],
+        "memory": [],
+    }
+
+    def job_of(mode: str, side: int, num_workers: int, batch_size: int) -> Job:
+        batches = WARM_BATCHES + TIMED_BATCHES
+        indices = repeated(report["data"][mode]["images"], batches * batch_size)
+        return Job(betons[mode], indices, files, side, num_workers, batch_size)
+
+    for mode, name in product(betons, (CROPMIX, STOCK)):
+        if name in peers:
+            job = job_of(mode, max(given.output_size), max(given.num_workers), given.batch_size)
+            entry: dict[str, Any] = {"peer": name, "mode": mode}
+            report["first_batch"].append({**entry, "seconds": in_fresh_process(first_batch_seconds, name, job)})
+            job = replace(
+                job, batch_size=MEMORY_BATCH, indices=repeated(report["data"][mode]["images"], BUFFERS * MEMORY_BATCH)
+            )
+            entry |= {"batch_size": MEMORY_BATCH, "decode_buffers_mib": decode_buffers_mib(name, job, mode)}
+            report["memory"].append({**entry, "mib": in_fresh_process(peak_mib, name, job)})
+    for side, num_workers in product(given.output_size, given.num_workers):
+        loaders = {case: ALL[case.name].make(job_of(case.mode, side, num_workers, given.batch_size)) for case in cases}
+        seconds = measure(loaders, given.rounds, f"{side} px, {num_workers} worker{'s'[: num_workers > 1]}")
+        report["results"] += results(seconds, side, num_workers)
+        if given.json:
+            with replacing(given.json) as file:
+                file.write((json.dumps(report, indent=1) + "\n").encode())
+    return report
+
+
+def main() -> None:
+    given = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        print_table(run(given, Path(folder)))
+
+
+if __name__ == "__main__":
+    run_program(main)
