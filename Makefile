@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RESULTS := benchmarks/results/throughput.json
 export PYTHON
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and draw the crops
 	$(BIN)/python examples/demo.py
@@ -16,6 +17,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# BETON: one jpg, one raw, or both; by default made from scikit-learn's photos. DESCRIPTION: of the images.
+bench: $(VENV)/.bench  ## measure against FFCV and others, and rewrite tables and plot
+	$(BIN)/python benchmarks/throughput.py $(if $(BETON),--beton $(BETON)) $(if $(DESCRIPTION),--description "$(DESCRIPTION)") --json $(RESULTS)
+	$(BIN)/python benchmarks/report.py $(RESULTS)
 
 # A stamp tells which extra is installed, from which versions.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python

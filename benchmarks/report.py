@@ -1,0 +1,223 @@
+"""Write the tables of README.md and benchmarks/README.md, and docs/throughput.png, from what throughput.py measured.
+
+python benchmarks/report.py benchmarks/results/throughput.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from ffcv_cropmix.errors import DataError, run_program, usage_error
+from peers import CROPMIX, PEERS, STOCK
+
+REPOSITORY = Path(__file__).parents[1]
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+MODES = {"jpg": "JPEG", "raw": "raw"}
+LIMITS = ("decode", "copy")
+
+
+def replaced(text: str, content: str, name: str) -> str:
+    """The text with `content` between its two markers.
+
+    Raises:
+        DataError: the markers are not there once each, in their order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(f"{name}: has to have the lines {BEGIN} and {END} once each, in this order")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{content.strip()}\n{END}{rest.partition(END)[2]}"
+
+
+class Results:
+    """The results of one size and number of workers.
+
+    Args:
+        report: the JSON.
+        output_size: px; num_workers: by default what the README's table shows, the largest and the fewest.
+    """
+
+    def __init__(self, report: dict[str, Any], output_size: int | None = None, num_workers: int | None = None) -> None:
+        self.report = report
+        self.output_size = output_size or max(result["output_size"] for result in report["results"])
+        self.num_workers = num_workers or min(result["num_workers"] for result in report["results"])
+        self.modes = [mode for mode in MODES if mode in report["data"]]
+        chosen = (self.output_size, self.num_workers)
+        self.results = [r for r in report["results"] if (r["output_size"], r["num_workers"]) == chosen]
+
+    def find(self, mode: str, **options: Any) -> list[dict[str, Any]]:
+        """This package's results with these options of the decoder."""
+        return [
+            result
+            for result in self.results
+            if result["mode"] == mode
+            and result["options"]
+            and all(result["options"].get(name, "rgb") == value for name, value in options.items())
+        ]
+
+    def of_peer(self, peer: str, mode: str) -> dict[str, Any] | None:
+        found = [result for result in self.results if (result["peer"], result["mode"]) == (peer, mode)]
+        return found[0] if found else None
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratio(result: dict[str, Any]) -> str:
+    ratio = result["ratio"]
+    digits = 0 if ratio["median"] >= 10 else 2
+    low, high = (f"{quartile:.{digits}f}" for quartile in ratio["quartiles"])
+    return f"{ratio['median']:.{digits}f} ({low} to {high})"
+
+
+def conditions(results: Results) -> str:
+    """What was measured, on what, with what."""
+    report = results.report
+    data, machine, versions = report["data"][results.modes[0]], report["machine"], report["versions"]
+    rounds = max(len(result["seconds"]) for result in results.results)
+    simd = ", ".join(machine["simd"])
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    size = f"{data['mean_width']:.0f} x {data['mean_height']:.0f}"
+    return (
+        f"{data['images']} {data['description'] or 'photos'} ({size} px on average); {report['date']}, {machine['cpu']}, "
+        f"{machine['cores']} cores ({simd}), {machine['memory_gib']:.0f} GiB; medians of {rounds} rounds. {packages}."
+    )
+
+
+def main_table(results: Results) -> str:
+    """All peers: images per second, ratio and memory."""
+    modes = results.modes
+    head = [f"{results.output_size} px, {results.num_workers} worker{'s'[: results.num_workers > 1]}"]
+    for mode in modes:
+        head += [f"{MODES[mode]}: images/s", "ratio (quartiles)", "memory"]
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    memory = {(entry["peer"], entry["mode"]): entry for entry in results.report["memory"]}
+    for name, peer in PEERS.items():
+        found = {mode: results.of_peer(name, mode) for mode in modes}
+        if not any(found.values()):
+            continue
+        cells = [f"**{peer.label}**" if name == CROPMIX else peer.label]
+        for mode, result in found.items():
+            entry = memory.get((name, mode))
+            cells += [f"{result['images_per_second']:,.0f}", _ratio(result)] if result else ["", ""]
+            cells.append(f"{entry['mib']:,.0f} MiB" if entry else "")
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def notes(results: Results) -> list[str]:
+    """Lines under the main table: what else was measured, and what was not."""
+    report, lines = results.report, []
+    for mode in results.modes:
+        ours = results.of_peer(CROPMIX, mode)
+        if ours and ours["times_authors"]:
+            lines.append(f"{MODES[mode]}: {ours['times_authors']:.1f} times the authors' algorithm on the JPEG files.")
+    first = {(entry["peer"], entry["mode"]): entry["seconds"] for entry in report["first_batch"]}
+    if first:
+        times = [
+            f"{MODES[m]} {first[CROPMIX, m]:.1f} s (FFCV {first[STOCK, m]:.1f} s)" for _, m in first if _ == CROPMIX
+        ]
+        lines.append(f"First batch in a fresh process, compilation included: {', '.join(times)}.")
+    for entry in report["memory"]:
+        if entry["peer"] == CROPMIX and entry["decode_buffers_mib"]:
+            stock = next(e for e in report["memory"] if (e["peer"], e["mode"]) == (STOCK, entry["mode"]))
+            lines.append(
+                f"Memory: peak resident, batches of {entry['batch_size']}. Of it, buffers of decoded JPEGs: "
+                f"{entry['decode_buffers_mib']:.1f} MiB, FFCV's {stock['decode_buffers_mib']:,.0f} MiB at most."
+            )
+    lines += [
+        f"Not measured: {PEERS[name].label}: {why}." for name, why in report["unavailable"].items() if name in PEERS
+    ]
+    return lines
+
+
+def readme_section(report: dict[str, Any]) -> str:
+    """What the README has between its markers."""
+    results = Results(report)
+    return "\n\n".join([main_table(results), *notes(results), conditions(results)])
+
+
+def variants_section(report: dict[str, Any]) -> str:
+    """What benchmarks/README.md has between its markers: CropMix in all its settings."""
+    parts = [conditions(Results(report))]
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (f"{operation}, {number[0] if len(number) == 1 else 'drawn'}", {"operation": operation, "number": number})
+        for operation, number in product(("mixup", "cutmix"), ([2], [3], [4], [2, 3, 4]))
+    ]
+    rows.append(("one crop", {"number": 1}))
+    sizes = sorted({result["output_size"] for result in report["results"]}, reverse=True)
+    for size, workers in product(sizes, sorted({result["num_workers"] for result in report["results"]})):
+        results = Results(report, size, workers)
+        columns = [("raw", "rgb"), ("jpg", "rgb"), ("jpg", "rows"), ("jpg", "ycbcr")]
+        columns = [column for column in columns if column[0] in results.modes]
+        head = [f"{size} px, {workers} worker{'s'[: workers > 1]}"]
+        head += [MODES[mode] if mode == "raw" else f'{MODES[mode]}, decode="{decode}"' for mode, decode in columns]
+        lines = [_row(head), _row(["---", *["---:"] * len(columns)])]
+        for label, options in rows:
+            cells = [label]
+            for mode, decode in columns:
+                found = results.find(mode, decode=decode, **options)
+                cells.append(f"{min(result['ratio']['median'] for result in found):.2f}" if found else "")
+            lines.append(_row(cells))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def draw(report: dict[str, Any]) -> Figure:
+    """Horizontal bars: each peer's ratio to FFCV's one crop, on JPEG and on raw images."""
+    results = Results(report)
+    modes = results.modes
+    names = [name for name in PEERS if name != "copy" and any(results.of_peer(name, mode) for mode in modes)]
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(names) + 1.1), layout="constrained")
+    styles = {"jpg": {"color": "#1f4e79"}, "raw": {"color": "#f4b183", "hatch": "///", "edgecolor": "#7f4f24"}}
+    places, ticks, labels, used = 0.0, [], [], set()
+    for name in names:
+        found = [(mode, result) for mode in modes if (result := results.of_peer(name, mode))]
+        for k, (mode, result) in enumerate(found):
+            ratio = result["ratio"]["median"]
+            style: dict[str, Any] = styles[mode]
+            label = None if mode in used else {"jpg": "JPEG", "raw": "raw .beton"}[mode]
+            axes.barh(places + k, ratio, height=0.92, label=label, **style)
+            axes.text(ratio, places + k, f" {ratio:.2f}", va="center", fontsize=9)
+            used.add(mode)
+        ticks.append(places + (len(found) - 1) / 2)
+        labels.append(PEERS[name].label)
+        places += len(found) + 0.6
+    axes.axvline(1, color="black", linewidth=1, linestyle="--")
+    axes.set_yticks(ticks, labels, fontsize=9)
+    axes.get_yticklabels()[0].set_fontweight("bold")
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_xlabel(f"speed, FFCV's one crop = 1 ({results.output_size} px, {results.num_workers} worker)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        usage_error("give one file: python benchmarks/report.py benchmarks/results/throughput.json")
+    path = Path(sys.argv[1])
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a file of results: {error}") from None
+    matplotlib.use("Agg")
+    for readme, section in (("README.md", readme_section), ("benchmarks/README.md", variants_section)):
+        target = REPOSITORY / readme
+        target.write_text(replaced(target.read_text(), section(report), readme))
+        print(target.relative_to(REPOSITORY))
+    draw(report).savefig(REPOSITORY / "docs/throughput.png", dpi=110)
+    print("docs/throughput.png")
+
+
+if __name__ == "__main__":
+    run_program(main)

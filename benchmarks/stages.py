@@ -1,0 +1,123 @@
+"""Where the time of one CropMix image goes, in microseconds: `python benchmarks/stages.py --beton FILE...`
+
+One thread, compiled loops over all images of a .beton, drawn with number 234, mixup, inter_aug and half of them flipped.
+Each loop does one stage more than the one before, on the same plans; a stage is the difference, so what it costs the next
+one in caches is the next one's. FFCV's loader, threads and writing into a batch are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from ffcv.reader import Reader
+
+from ffcv_cropmix import turbojpeg
+from ffcv_cropmix.errors import run_program
+from ffcv_cropmix.kernels import render as rendering
+from ffcv_cropmix.kernels.coefficients import BILINEAR
+from ffcv_cropmix.kernels.jit import as_readonly, entry, jit
+from ffcv_cropmix.kernels.layers import collapse, new_layers
+from ffcv_cropmix.kernels.sampling import MIXUP, new_plan_arrays, sample
+from ffcv_cropmix.plan import sampling_options
+
+HEADER, DECODE, PLAN, RENDER = range(4)
+LOOPS = ("vertical", "transpose", "horizontal", "finish")
+STAGES = ("JPEG header", "JPEG decode", "plan: draw, collapse", "coefficients", *LOOPS)
+_new_scratch, _new_buffers = entry(rendering.new_scratch), entry(turbojpeg.new_buffers)
+
+
+@jit
+def _nothing(*arguments):
+    pass
+
+
+def render_of(loops: tuple[str, ...]) -> Any:
+    """`render` with only these of its loops over pixels."""
+    left_out = dict.fromkeys(set(LOOPS) - set(loops), _nothing)
+    return jit(FunctionType(rendering.render.__code__, {**rendering.render.__globals__, **left_out}))
+
+
+def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
+    """A loop over all images that does the stages up to `last`, and of `render` the given loops."""
+    render = render_of(loops)
+
+    @entry
+    def loop(last, data, addresses, sizes, heights, widths, options, layers, plan, scratch, handle, buffers, out):
+        for k in range(len(addresses)):
+            stored = data[addresses[k] : addresses[k] + sizes[k]]
+            height, width = heights[k], widths[k]
+            pixels = as_readonly(stored)
+            if is_jpg:
+                if last == HEADER:
+                    turbojpeg._check_header(handle, stored, height, width, buffers.header)
+                    continue
+                turbojpeg.decode_jpeg(handle, stored, height, width, height, buffers)
+                pixels = as_readonly(buffers.pixels[: 3 * height * width])
+            if last >= PLAN:
+                number, flip = sample(options, k, 0, height, width, out.shape[0], out.shape[1], plan)
+                count = collapse(plan, number, MIXUP, out.shape[0], out.shape[1], layers)
+                if last >= RENDER:
+                    image = pixels.reshape((height, width, 3))
+                    render(image, layers, count, MIXUP, flip, BILINEAR, out, scratch)
+
+    return loop
+
+
+def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
+    """Microseconds an image of each stage: medians over the rounds."""
+    reader = Reader(str(beton))
+    metadata = reader.metadata[f"f{reader.field_names.index('image')}"]
+    is_jpg = bool((metadata["mode"] == 0).all())
+    of_address = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist()))
+    addresses, heights, widths = (metadata[name].astype(np.int64) for name in ("data_ptr", "height", "width"))
+    sizes = np.array([of_address[address] for address in addresses.tolist()])
+    handle = turbojpeg.new_handle()
+    fixed = (
+        np.memmap(beton, np.uint8, mode="r"),
+        addresses,
+        sizes,
+        heights,
+        widths,
+        sampling_options(number=234, inter_aug=True, flip_probability=0.5),
+        new_layers(),
+        new_plan_arrays(),
+        _new_scratch(BILINEAR, heights.max(), widths.max(), side, side),
+        handle,
+        _new_buffers(int(((heights + 1) * (widths + 1)).max()), 0),
+        np.empty((side, side, 3), np.uint8),
+    )
+    variants = [compiled_loop(is_jpg, LOOPS[:number]) for number in range(len(LOOPS) + 1)]
+    steps = [(variants[0], last) for last in (HEADER, DECODE, PLAN)] + [(variant, RENDER) for variant in variants]
+    seconds = np.empty((rounds + 1, len(steps)))
+    for times in seconds:  # the first round compiles
+        for step, (loop, last) in enumerate(steps):
+            started = time.perf_counter()
+            loop(last, *fixed)
+            times[step] = time.perf_counter() - started
+    turbojpeg.destroy_handle(handle)
+    spent = np.median(np.diff(seconds[1:], prepend=0, axis=1), axis=0) / len(addresses) * 1e6
+    return dict(zip(STAGES, spent.tolist()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[0])
+    parser.add_argument("--beton", type=Path, nargs="+", required=True, metavar="FILE", help="jpg or raw")
+    parser.add_argument("--output_size", type=int, default=224, metavar="PX")
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    for beton in given.beton:
+        times = stage_times(beton, given.output_size, given.rounds)
+        total = sum(times.values())
+        print(f"{beton.name}, {given.output_size} px: {total:.0f} us an image")
+        for stage, spent in times.items():
+            print(f"  {stage:22}{spent:8.1f} us {spent / total:6.1%}")
+
+
+if __name__ == "__main__":
+    run_program(main)
