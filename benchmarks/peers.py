@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,20 @@ class Peer:
     """Each iteration of the result is a pass over the images, and yields their batches."""
     reads: tuple[str, ...]
     """What it can read: jpg, raw (.beton files), files (JPEG)."""
-    needs: tuple[str, ...] = ()
-    """Packages of the extra `bench`."""
+    needs: str | None = None
+    """A module of the extra `bench`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the decoder, for this package's."""
 
     def unavailable(self) -> str | None:
         """Why it cannot run here; None if it can."""
-        for name in self.needs:
-            try:
-                version(name)
-            except PackageNotFoundError:
-                return f"not installed: {name}"
+        try:
+            if self.needs:
+                import_module(self.needs)
+        except ModuleNotFoundError:
+            return f"{self.needs} is not installed"
+        except (ImportError, OSError) as error:
+            return f"{self.needs} does not load: {error}"
         return None
 
 
@@ -440,8 +442,8 @@ PEERS: dict[str, Peer] = {
     AUTHORS: Peer("CropMix, the authors' algorithm (Pillow, DataLoader)", _authors, ("files",)),
     "transform": Peer("CropMix, transforms.CropMix (Pillow, DataLoader)", _transform, ("files",)),
     "torchvision": Peer("CropMix, torchvision v2 on tensors (DataLoader)", _torchvision, ("files",)),
-    "spdl": Peer("CropMix, SPDL and OpenCV", _Spdl, ("files",), ("spdl",)),
-    "dali": Peer("CropMix, NVIDIA DALI on the CPU", _Dali, ("files",), ("nvidia-dali-cuda130",)),
+    "spdl": Peer("CropMix, SPDL and OpenCV", _Spdl, ("files",), "spdl.pipeline"),
+    "dali": Peer("CropMix, NVIDIA DALI on the CPU", _Dali, ("files",), "nvidia.dali"),
     "decode": Peer("limit: decode only, no crop", _read_only(True), ("jpg",)),
     "copy": Peer("limit: copy the stored bytes only", _read_only(False), _BETONS),
 }

@@ -85,10 +85,11 @@ def conditions(results: Results) -> str:
     rounds = max(len(result["seconds"]) for result in results.results)
     simd = ", ".join(machine["simd"])
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    size = f"{data['mean_width']:.0f} x {data['mean_height']:.0f}"
+    size = f"{data['mean_width']:.0f} x {data['mean_height']:.0f} px on average"
+    hardware = f"{machine['cpu']}, {machine['cores']} cores ({simd}), {machine['memory_gib']:.0f} GiB"
     return (
-        f"{data['images']} {data['description'] or 'photos'} ({size} px on average); {report['date']}, {machine['cpu']}, "
-        f"{machine['cores']} cores ({simd}), {machine['memory_gib']:.0f} GiB; medians of {rounds} rounds. {packages}."
+        f"{data['images']} {data['description'] or 'photos'} ({size}); {report['date']}, {hardware}; "
+        f"medians of {rounds} rounds. {packages}."
     )
 
 

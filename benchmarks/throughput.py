@@ -5,10 +5,11 @@
 Without --beton, two files are made from the photos that come with scikit-learn. JPEGs for the peers that read files are
 taken out of the jpg .beton: all peers have the same images.
 
-One process holds all loaders, and measures them in turns, round by round: what else the machine does meets all alike.
-A ratio is of two speeds in the same round; the table has its median over the rounds, and the quartiles. A pass is timed
-from its sixth batch on: by then every buffer has been used once, and start-up costs, which an epoch spreads over a
-million images, are over. A peer four times as slow as FFCV's one crop takes part in every third round only.
+One process, for each size and number of workers, holds all loaders and measures them in turns, round by round: what
+else the machine does meets all alike. A ratio is of two speeds in the same round; the table has its median over the
+rounds, and the quartiles. A pass is timed from its sixth batch on: by then every buffer has been used once, and what a
+start costs, which an epoch spreads over a million images, is over (in passes of 320 raw images it is half of CropMix's
+time). A peer more than four times as slow as FFCV's one crop takes part in every third round only.
 
 The JSON:
     date, command, machine {cpu, cores, simd, memory_gib}, versions {package: version}
@@ -76,13 +77,13 @@ class Case(NamedTuple):
     mode: str
 
 
-def build_betons(folder: Path) -> list[Path]:
-    """Write jpg.beton and raw.beton of 320 photos at 500 px, cut out of the two that come with scikit-learn."""
+def build_betons(folder: Path, count: int = 320) -> list[Path]:
+    """Write jpg.beton and raw.beton of photos at 500 px, cut out of the two that come with scikit-learn."""
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     random = np.random.default_rng(0)
-    for k in range(320):
+    for k in range(count):
         photo = photos[k % 2]
         share, ratio = random.uniform(0.6, 1), (4 / 3, 3 / 4)[k % 4 // 3]
         height = int(min(photo.height, photo.width / ratio) * share)
@@ -156,8 +157,9 @@ def seconds_per_image(passes: Iterable[Any]) -> float:
     return (time.perf_counter() - started) / images
 
 
-def measure(loaders: dict[Case, Iterable[Any]], rounds: int, title: str) -> dict[Case, list[float | None]]:
+def measure(jobs: dict[Case, Job], rounds: int, title: str) -> dict[Case, list[float | None]]:
     """Seconds per image of each case in each round; None where it did not take part. A first pass compiles."""
+    loaders = {case: ALL[case.name].make(job) for case, job in jobs.items()}
     first: dict[Case, float] = {}
     # Processes are forked, which they should be before FFCV starts threads: their cases first.
     for case in tqdm(sorted(loaders, key=lambda case: ALL[case.name].reads != ("files",)), f"{title}: first pass"):
@@ -218,7 +220,7 @@ def _resident(field: str) -> float:
 
 def peak_mib(name: str, job: Job) -> float:
     """Peak resident memory of a pass above what this process has after a pass in batches of one, MiB."""
-    for _ in ALL[name].make(replace(job, batch_size=1)):
+    for _ in ALL[name].make(replace(job, batch_size=1, indices=sorted(set(job.indices)))):
         pass
     gc.collect()
     before = _resident("VmRSS")
@@ -243,7 +245,7 @@ def decode_buffers_mib(name: str, job: Job, mode: str) -> float:
     return job.num_workers * 3 * (height + 1) * (width + 1) / 2**20
 
 
-def in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -378,8 +380,9 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             entry |= {"batch_size": MEMORY_BATCH, "decode_buffers_mib": decode_buffers_mib(name, job, mode)}
             report["memory"].append({**entry, "mib": in_fresh_process(peak_mib, name, job)})
     for side, num_workers in product(given.output_size, given.num_workers):
-        loaders = {case: ALL[case.name].make(job_of(case.mode, side, num_workers, given.batch_size)) for case in cases}
-        seconds = measure(loaders, given.rounds, f"{side} px, {num_workers} worker{'s'[: num_workers > 1]}")
+        jobs = {case: job_of(case.mode, side, num_workers, given.batch_size) for case in cases}
+        title = f"{side} px, {num_workers} worker{'s'[: num_workers > 1]}"
+        seconds = in_fresh_process(measure, jobs, given.rounds, title)
         report["results"] += results(seconds, side, num_workers)
         if given.json:
             with replacing(given.json) as file:
