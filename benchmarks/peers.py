@@ -465,3 +465,5 @@ VARIANTS = _variants()
 """CropMix with each number of crops, both operations, with and without inter_aug, and each way to decode.
 
 What is among PEERS is not here."""
+
+ALL = {**PEERS, **VARIANTS}

@@ -58,7 +58,7 @@ from tqdm import tqdm
 
 from ffcv_cropmix.data.convert import replacing
 from ffcv_cropmix.errors import DataError, run_program, usage_error
-from peers import AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
+from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
 REPOSITORY = Path(__file__).parents[1]
 WARM_BATCHES, TIMED_BATCHES = 5, 10
@@ -67,7 +67,6 @@ MEMORY_BATCH = 512
 BUFFERS = 5  # that FFCV fills in turn: batches_ahead + 2
 PACKAGES = ("ffcv", "numba", "numpy", "torch", "torchvision", "pillow", "opencv-python", "spdl", "nvidia-dali-cuda130")
 MODES = {number: mode for mode, number in IMAGE_MODES.items()}
-ALL = {**PEERS, **VARIANTS}
 
 
 class Case(NamedTuple):
