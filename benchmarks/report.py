@@ -82,14 +82,15 @@ def conditions(results: Results) -> str:
     """What was measured, on what, with what."""
     report = results.report
     data, machine, versions = report["data"][results.modes[0]], report["machine"], report["versions"]
-    rounds = max(len(result["seconds"]) for result in results.results)
+    taken = [sum(time is not None for time in result["seconds"]) for result in results.results]
+    rounds = f"{max(taken)} rounds" + f" ({min(taken)} of slow peers)" * (min(taken) < max(taken))
     simd = ", ".join(machine["simd"])
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     size = f"{data['mean_width']:.0f} x {data['mean_height']:.0f} px on average"
     hardware = f"{machine['cpu']}, {machine['cores']} cores ({simd}), {machine['memory_gib']:.0f} GiB"
     return (
         f"{data['images']} {data['description'] or 'photos'} ({size}); {report['date']}, {hardware}; "
-        f"medians of {rounds} rounds. {packages}."
+        f"medians of {rounds}. {packages}."
     )
 
 

@@ -24,7 +24,7 @@ The JSON:
         workers at most, imports not counted, compilation included
     memory: a list of {peer, mode, batch_size, mib, decode_buffers_mib}: peak resident memory of passes in batches of
         this size above what the same process has after a pass in batches of one image; and the size of the buffers
-        that hold decoded JPEGs, computed
+        that hold decoded JPEGs, computed. What is mapped of a raw .beton counts as resident
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -353,7 +354,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "command": " ".join(["python benchmarks/throughput.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/throughput.py", *(Path(word).name for word in sys.argv[1:])]),
         "machine": machine(),
         "versions": versions(),
         "data": {mode: describe(beton, given.description) for mode, beton in betons.items()},

@@ -188,16 +188,17 @@ def measured(betons: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     """The JSON of a small run."""
     path = tmp_path_factory.mktemp("run") / "out.json"
     sizes = ["--output_size", str(SIDE), "--num_workers", "1", "--batch_size", "4", "--rounds", "2"]
-    run = _benchmark("--beton", betons["jpg"], "--peers", CROPMIX, AUTHORS, "copy", *sizes, "--json", path)
+    run = _benchmark("--beton", betons["jpg"], "--peers", CROPMIX, AUTHORS, *sizes, "--json", path)
     assert run.returncode == 0, run.stderr
     return json.loads(path.read_text())
 
 
+@pytest.mark.timeout(900)  # five processes, each of which compiles
 def test_the_json_has_what_it_says(measured: dict[str, Any], betons: dict[str, Path]) -> None:
     assert measured["data"]["jpg"]["images"] == COUNT
-    assert str(betons["jpg"].parent) not in json.dumps(measured["data"])
+    assert str(betons["jpg"].parent) not in json.dumps(measured)
     assert measured["machine"]["cores"] >= 1 and measured["versions"]["ffcv"] == "1.0.2"
-    assert [result["peer"] for result in measured["results"]] == [CROPMIX, STOCK, AUTHORS, "copy"]
+    assert [result["peer"] for result in measured["results"]] == [CROPMIX, STOCK, AUTHORS]
     for result in measured["results"]:
         assert len(result["seconds"]) == 2 and result["images_per_second"] > 0
     stock, authors = measured["results"][1], measured["results"][2]
@@ -208,6 +209,7 @@ def test_the_json_has_what_it_says(measured: dict[str, Any], betons: dict[str, P
     assert 0 < ours["mib"] < ffcv["mib"]
 
 
+@pytest.mark.timeout(900)  # five processes, each of which compiles
 def test_tables_and_plot_come_from_the_json(
     measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
