@@ -279,9 +279,14 @@ def test_a_stage_left_out_is_not_done() -> None:
     def drawn(loops: tuple[str, ...]) -> np.ndarray:
         layers = stages.new_layers()
         count = stages.collapse(plan.pack((SIDE, SIDE)), 1, stages.MIXUP, SIDE, SIDE, layers)
+        assert (stages.MIXUP, stages.BILINEAR) == (0, 0)
         scratch = stages.rendering.new_scratch(stages.BILINEAR, 40, 50, SIDE, SIDE)
         out = np.zeros((SIDE, SIDE, 3), np.uint8)
-        stages.render_of(loops)(image, layers, count, stages.MIXUP, False, stages.BILINEAR, out, scratch)
+        draw = stages.render_of(loops)
+        compiled = stages.entry(
+            lambda image, layers, count, out, scratch: draw(image, layers, count, 0, 0, 0, out, scratch)
+        )
+        compiled(image, layers, count, out, scratch)
         return out
 
     assert np.array_equal(drawn(stages.LOOPS), cropmix(image, plan, (SIDE, SIDE)))
