@@ -57,7 +57,7 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
                 if last == HEADER:
                     turbojpeg._check_header(handle, stored, height, width, buffers.header)
                     continue
-                turbojpeg.decode_jpeg(handle, stored, height, width, height, buffers)
+                turbojpeg.decode_jpeg(handle, stored, height, width, buffers)
                 pixels = as_readonly(buffers.pixels[: 3 * height * width])
             if last >= PLAN:
                 number, flip = sample(options, k, 0, height, width, out.shape[0], out.shape[1], plan)

@@ -57,7 +57,7 @@ from ffcv.reader import Reader
 from PIL import Image
 from tqdm import tqdm
 
-from ffcv_cropmix.data.convert import replacing
+from ffcv_cropmix.data.replacing import replacing
 from ffcv_cropmix.errors import DataError, run_program, usage_error
 from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
@@ -385,7 +385,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         seconds = in_fresh_process(measure, jobs, given.rounds, title)
         report["results"] += results(seconds, side, num_workers)
         if given.json:
-            with replacing(given.json) as file:
+            with replacing(given.json) as (file,):
                 file.write((json.dumps(report, indent=1) + "\n").encode())
     return report
 
