@@ -70,6 +70,69 @@ def payload(path: Path, index: int) -> tuple[int, int]:
     return address, int(table["size"][table["ptr"] == address][0])
 
 
+def damaged(path: Path, copy: Path, index: int, damage: str) -> Path:
+    """A copy of the file with one sample damaged: its data, or "column.field=value" or "column=value"."""
+    address, size = payload(path, index)
+    content = bytearray(path.read_bytes())
+    if damage == "no JPEG":
+        content[address : address + 2] = b"no"
+    elif damage == "truncated":
+        content[address + size // 2 : address + size] = bytes(size - size // 2)
+    elif damage == "another JPEG":
+        other_address, other_size = payload(path, index + 1)
+        taken = content[other_address : other_address + other_size][:size]
+        content[address : address + len(taken)] = taken
+    elif damage == "a bit":
+        content[address + size // 2] ^= 4
+    else:
+        name, value = damage.split("=")
+        column, _, part = name.partition(".")
+        metadata = metadata_of(content, path)[column]
+        (metadata[part] if part else metadata)[index] = int(value)
+    copy.write_bytes(content)
+    return copy
+
+
+def metadata_of(content: bytearray, path: Path) -> np.ndarray:
+    """The metadata in the content of a file, to be changed there."""
+    from ffcv.reader import Reader
+
+    reader = Reader(str(path))
+    offset = reader.header.nbytes + reader.field_descriptors.nbytes
+    return np.frombuffer(content, reader.metadata_type, len(reader.metadata), offset)
+
+
+def seal(path: Path) -> Path:
+    """Write the sidecar of a file with labels that are rows, with checksums; return its path."""
+    from ffcv.reader import Reader
+
+    from ffcv_cropmix.data.sidecar import (
+        Sidecar,
+        encode_digests,
+        sample_checksum,
+        sidecar_path,
+        tables_checksum,
+        write_sidecar,
+    )
+
+    reader = Reader(str(path))
+    content = path.read_bytes()
+    samples = [payload(path, index) for index in range(len(reader.metadata))]
+    digests = np.array([sample_checksum(content[address:][:size]) for address, size in samples], np.uint64)
+    front = reader.header.nbytes + reader.field_descriptors.nbytes + reader.metadata.nbytes
+    sidecar = Sidecar(
+        dataset="photos",
+        split="train",
+        classes=[f"class {index}" for index in range(len(digests))],
+        counts=[1] * len(digests),
+        checksums=encode_digests(digests),
+        tables_checksum=tables_checksum([content[:front], content[int(reader.header["alloc_table_ptr"]) :]]),
+    )
+    with sidecar_path(path).open("wb") as file:
+        write_sidecar(file, sidecar)
+    return sidecar_path(path)
+
+
 def stored_image(path: Path, index: int) -> np.ndarray:
     """The image as FFCV's own functions decode it: uint8 (height, width, 3)."""
     from ffcv.libffcv import imdecode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ from tests import betons as written
 def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of tests/betons.py by mode: raw, jpg."""
     return written.write(tmp_path_factory.mktemp("betons"))
+
+
+@pytest.fixture(scope="session")
+def sealed(betons: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same files with sidecars that have checksums."""
+    folder = tmp_path_factory.mktemp("sealed")
+    copies = {mode: Path(shutil.copy(path, folder)) for mode, path in betons.items()}
+    for path in copies.values():
+        written.seal(path)
+    return copies
 
 
 @pytest.fixture(scope="session")

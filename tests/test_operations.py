@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -20,9 +19,17 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToDevice, ToTe
 from numba.core import event
 from PIL import Image
 
-from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader, cropmix, sample_plan
+import ffcv_cropmix.loader
+from ffcv_cropmix import (
+    CenterCropRGBImageDecoder,
+    CropMixRGBImageDecoder,
+    Loader,
+    check_beton,
+    cropmix,
+    sample_plan,
+)
 from ffcv_cropmix.operations import DecodeError
-from tests.betons import COUNT, payload, stored_image
+from tests.betons import COUNT, damaged, stored_image
 
 SIZE = (24, 31)
 OPTIONS = {
@@ -177,56 +184,60 @@ def test_center_crop_is_pillows(betons, mode: str, ratio: float) -> None:
         assert np.abs(difference).max() <= 1
 
 
-def _damage(path: Path, copy: Path, index: int, damage: str) -> Path:
-    """A copy of the file with one sample damaged."""
-    shutil.copy(path, copy)
-    address, size = payload(path, index)
-    other_address, other_size = payload(path, index + 1)
-    content = bytearray(copy.read_bytes())
-    if damage == "no JPEG":
-        content[address : address + 2] = b"no"
-    elif damage == "truncated":
-        content[address + size // 2 : address + size] = bytes(size - size // 2)
-    elif damage == "another JPEG":
-        taken = content[other_address : other_address + other_size][:size]
-        content[address : address + len(taken)] = taken
-    else:
-        from ffcv.reader import Reader
+DAMAGES = [
+    ("jpg", "no JPEG", "its data are no JPEG"),
+    ("jpg", "truncated", "its JPEG is damaged"),
+    ("jpg", "another JPEG", "its JPEG has another size than the metadata say"),
+    ("jpg", "f0.height=5", "its JPEG has another size"),
+    ("jpg", "f0.mode=7", "its mode is neither"),
+    ("raw", "f0.width=5", "its raw data have another size"),
+]
 
-        reader = Reader(str(path))
-        offset = reader.header.nbytes + reader.field_descriptors.nbytes
-        metadata = np.frombuffer(content, reader.metadata_type, len(reader.metadata), offset)["f0"]
-        name, value = damage.split("=")
-        metadata[name][index] = int(value)
-    copy.write_bytes(content)
-    return copy
+
+@pytest.fixture
+def unchecked(betons, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is damaged after it was opened: what `check_beton` sees, decoders see as well."""
+    monkeypatch.setattr(ffcv_cropmix.loader, "check_beton", lambda path, fields: check_beton(betons["raw"], fields))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize(
-    ("mode", "damage", "cause"),
-    [
-        ("jpg", "no JPEG", "its data are no JPEG"),
-        ("jpg", "truncated", "its JPEG is damaged"),
-        ("jpg", "another JPEG", "its JPEG has another size than the metadata say"),
-        ("jpg", "height=5", "its JPEG has another size"),
-        ("jpg", "mode=7", "its mode is neither"),
-        ("raw", "width=5", "its raw data have another size"),
-    ],
-)
+@pytest.mark.parametrize(("mode", "damage", "cause"), DAMAGES)
 def test_damage_is_an_error_that_names_the_sample(
-    betons, tmp_path: Path, mode: str, damage: str, cause: str, num_workers: int
+    betons, unchecked, tmp_path: Path, mode: str, damage: str, cause: str, num_workers: int
 ) -> None:
-    path = _damage(betons[mode], tmp_path / "damaged.beton", 11, damage)
+    path = damaged(betons[mode], tmp_path / "damaged.beton", 11, damage)
     decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
     loader = Loader(path, 4, num_workers=num_workers, pipelines=pipelines(decoder))
     batches = iter(loader)
     for _ in range(2):  # those before it are delivered
         images, labels = next(batches)
         check(dict(zip(labels[:, 0].tolist(), images.numpy())), betons[mode], "mixup", 0)
-    with pytest.raises(DecodeError, match=f"damaged.beton: sample 11: {cause}") as caught:
+    with pytest.raises(DecodeError, match=f"damaged.beton: sample 11, of class 11: {cause}") as caught:
         next(batches)
     assert caught.value.index == 11
+
+
+@pytest.mark.parametrize(("mode", "damage", "cause"), DAMAGES)
+def test_damage_to_zeros(betons, unchecked, tmp_path: Path, mode: str, damage: str, cause: str) -> None:
+    path = damaged(betons[mode], tmp_path / "damaged.beton", 11, damage)
+    decoder = CropMixRGBImageDecoder(SIZE, on_error="zero", **OPTIONS["mixup"])
+    loader = Loader(path, 4, num_workers=2, pipelines=pipelines(decoder), drop_last=False)
+    for epoch in range(2):
+        images = read(loader)
+        assert len(images) == COUNT
+        assert not images.pop(11).any()
+        check(images, betons[mode], "mixup", epoch)
+    (failure,) = loader.report()
+    assert (failure.index, failure.label) == (11, "11")
+    assert failure.cause.startswith(cause)
+
+
+def test_centre_crops_to_zeros(betons, tmp_path: Path) -> None:
+    path = damaged(betons["jpg"], tmp_path / "damaged.beton", 11, "truncated")
+    decoder = CenterCropRGBImageDecoder(SIZE, on_error="zero")
+    loader = Loader(path, 8, num_workers=1, pipelines=pipelines(decoder), drop_last=False)
+    assert [index for index, image in read(loader).items() if not image.any()] == [11]
+    assert [failure.index for failure in loader.report()] == [11]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +246,7 @@ def test_damage_is_an_error_that_names_the_sample(
         ({"output_size": (0, 3)}, r"output_size .* got \(0, 3\)"),
         ({"output_size": 224}, "output_size .* got 224"),
         ({"interpolation": "nearest"}, "interpolation .* got 'nearest'"),
+        ({"on_error": "skip"}, "on_error is one of raise, zero, got 'skip'"),
         ({"decode": "fast"}, "decode is one of rgb, rows, ycbcr, got 'fast'"),
         ({"number": 9}, "number .* got 9"),
         ({"scale": 0}, "scale .* got"),
