@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add, show = parser.add_argument, argparse.SUPPRESS  # SUPPRESS: no default to show
     add("--dataset", choices=DATASETS, default="imagefolder", help="what --data_dir holds; digits needs none")
-    add("--split", default="train", help="train or val; imagefolder: a folder of --data_dir, if that has splits")
+    add("--split", default="train", help="train or val; or another, if files and folders are named after it")
     where = "imagefolder: a folder for each class; webdataset: .tar files, or 'PATTERN'; csv: a file of path,label"
     add("--data_dir", type=Path, help=where, default=show)
     add("--labels", type=Path, help="imagenet_val: WordNet ids, or the devkit's numbers beside meta.mat", default=show)
@@ -53,17 +53,27 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--compress_probability", type=float, default=0.5, help="proportion: share of jpg")
     add("--jpeg_quality", type=int, default=90, help="0 to 100")
-    add("--reencode", action="store_true", help="also JPEG files that could be stored as they are", default=show)
+    add(
+        "--reencode",
+        action="store_true",
+        help="encode all anew, also JPEG files that could be stored as they are",
+        default=show,
+    )
     add("--exif_transpose", action="store_true", help="turn images as their EXIF orientation says", default=show)
-    add("--on_error", choices=("raise", "skip"), default="raise", help="of an image; skip: FILE.skipped.csv names it")
+    add(
+        "--on_error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="when an image cannot be converted; skip: FILE.skipped.csv names it",
+    )
     add("--num_workers", type=int, help="processes; by default as many as there are cores", default=show)
     add("--chunk_size", type=int, default=100, help="images that a process takes at a time, at most")
     add("--subset", type=int, default=-1, help="the first so many images only; -1: all")
     add("--seed", type=int, default=0, help="of --write_mode proportion")
     add("--dry_run", action="store_true", help="write nothing: say how much it would be", default=show)
-    parser.set_defaults(reencode=False, exif_transpose=False, dry_run=False)
-    parser.set_defaults(data_dir=None, labels=None, smart_threshold=None, num_workers=None)
-    given = parser.parse_args()
+    flags = dict.fromkeys(("reencode", "exif_transpose", "dry_run"), False)
+    others = dict.fromkeys(("data_dir", "labels", "smart_threshold", "num_workers"))
+    given = parser.parse_args(namespace=argparse.Namespace(**flags, **others))
 
     def require(valid: bool, option: str, rule: str) -> None:
         if not valid:
