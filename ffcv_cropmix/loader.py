@@ -8,6 +8,7 @@ from . import patches  # noqa: F401
 # isort: split
 import math
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from .errors import DataError
 from .operations import CHECKSUM, DecodeError
 
 _LARGE = 0.5  # share of the memory that buffers may take unsaid
+_PATIENCE = 1.0  # s, that an interrupt waits for the batch at work; what hangs is left behind
 
 _home: int | None = None
 """The process whose threads numba has started: a fork of it has none."""
@@ -77,13 +79,16 @@ class _EpochThread(EpochIterator):
             self.loader.describe(self.failure)
         raise self.failure
 
-    def close(self) -> None:
-        """End the thread, and those that read pages for it. May be called again."""
+    def close(self, patience: float = math.inf) -> None:
+        """End the thread, and those that read pages for it; wait so many seconds for that. May be called again."""
         if self.closed:
             return
         self.closed = True
         self.terminate_event.set()
+        until = time.monotonic() + patience
         while self.is_alive():  # it may be waiting for room in the queue
+            if time.monotonic() > until:
+                return
             try:
                 self.output_queue.get(timeout=0.01)
             except Empty:
@@ -107,7 +112,11 @@ class _Batches(Iterator[tuple[Any, ...]]):
         """End the pass and its threads now; dropping the last reference does so too."""
 
     def __next__(self) -> tuple[Any, ...]:
-        batch = next(self._thread)
+        try:
+            batch = next(self._thread)
+        except KeyboardInterrupt:
+            self._thread.close(_PATIENCE)
+            raise
         self.batch += 1
         self._thread.loader.position = (self.epoch, self.batch)
         return batch

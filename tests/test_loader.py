@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import OrderOption
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
+import ffcv_cropmix.loader
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader
 from ffcv_cropmix.errors import DataError
-from tests.betons import COUNT
+from tests.betons import COUNT, damaged
 
 
 class Stage(Operation):
@@ -157,6 +163,13 @@ def test_workers_default_to_the_cores_that_may_be_used(betons) -> None:
     [
         ({"batch_size": COUNT + 1}, f"batch_size {COUNT + 1} is above its {COUNT} samples"),
         ({"batch_size": 0}, "batch_size is at least 1, got 0"),
+        ({"batch_size": 4, "batches_ahead": 0}, "batches_ahead is at least 1, got 0"),
+        ({"batch_size": 4, "indices": [3, COUNT]}, f"indices are of 0 to {COUNT - 1}, .* got {COUNT}"),
+        ({"batch_size": 4, "indices": [-1]}, f"indices are of 0 to {COUNT - 1}, .* got -1"),
+        ({"batch_size": 4, "indices": [0.5]}, r"indices are integers, .* got float64 \(1,\)"),
+        ({"batch_size": 4, "indices": [True] * COUNT}, "indices are integers, .* got bool"),
+        ({"batch_size": 4, "indices": [[1, 2]]}, r"indices are integers, .* got int64 \(1, 2\)"),
+        ({"batch_size": 4, "indices": []}, r"indices are integers, .* \(0,\)"),
         ({"batch_size": 4, "num_workers": 10_000}, "num_workers is at most .*, got 10000"),
     ],
 )
@@ -168,6 +181,177 @@ def test_wrong_options_are_named(betons, options: dict, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.beton: no such file or directory"):
         Loader(tmp_path / "missing.beton", 4)
+
+
+def _views(loader: Loader, most: int = COUNT) -> list[tuple[list[int], bytes]]:
+    """Labels and pixels of the batches of a pass, or of its first ones."""
+    batches = []
+    for images, labels in loader:
+        batches.append((labels[:, 0].tolist(), images.numpy().tobytes()))
+        if len(batches) == most:
+            break
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("order", "os_cache"),
+    [
+        (OrderOption.SEQUENTIAL, True),
+        (OrderOption.RANDOM, True),
+        (OrderOption.RANDOM, False),
+        (OrderOption.QUASI_RANDOM, True),
+        (OrderOption.QUASI_RANDOM, False),
+    ],
+)
+def test_a_run_goes_on_where_its_state_was_taken(betons, order, os_cache: bool) -> None:
+    def create(**options) -> Loader:
+        options = {"num_workers": 1, "order": order, "os_cache": os_cache, "seed": 5, "drop_last": False, **options}
+        pipelines = {"image": [CropMixRGBImageDecoder((8, 8)), ToTensor()]}
+        return Loader(betons["raw"], 8, pipelines=pipelines, **options)
+
+    whole = create()
+    epochs = [_views(whole) for _ in range(3)]
+    assert [len(batches) for batches in epochs] == [5, 5, 5]
+    if order != OrderOption.SEQUENTIAL:
+        assert sorted(label for labels, _ in epochs[1] for label in labels) == list(range(COUNT))
+        assert [labels for labels, _ in epochs[0]] != [labels for labels, _ in epochs[1]]
+    broken_off = create()
+    _views(broken_off)
+    _views(broken_off, most=2)
+    state = broken_off.state_dict()
+    assert state == {"epoch": 1, "batch": 2, "seed": 5, "batch_size": 8, "samples": COUNT}
+    resumed = create()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert _views(resumed) == epochs[1][2:]
+    assert resumed.state_dict()["epoch"] == 2
+    assert _views(resumed) == epochs[2]
+    resumed.load_state_dict(whole.state_dict() | {"epoch": 0, "batch": 0})
+    assert _views(resumed) == epochs[0]
+    with pytest.raises(ValueError, match="the state is of a loader with seed=6, this one has 5"):
+        resumed.load_state_dict(state | {"seed": 6})
+
+
+def test_checksums_see_what_decodes(sealed, tmp_path: Path) -> None:
+    for mode in ("raw", "jpg"):
+        path = damaged(sealed[mode], tmp_path / f"{mode}.beton", 30, "a bit")
+        shutil.copy(f"{sealed[mode]}.json", f"{path}.json")
+        reports = []
+        for checksums in (True, False):
+            pipelines = {"image": [CropMixRGBImageDecoder((8, 8), on_error="zero"), ToTensor()], "label": None}
+            options = {"num_workers": 2, "drop_last": False, "checksums": checksums}
+            loader = Loader(path, 8, pipelines=pipelines, **options)
+            images = np.concatenate([batch.numpy().copy() for (batch,) in loader])
+            assert images[29].any()
+            reports.append([str(failure) for failure in loader.report()])
+            assert images[30].any() == (not checksums)
+        because = "its data are not those that were written: their checksum differs"
+        assert reports == [[f"{path}: sample 30, of class 30 (class 30): {because}"], []]
+
+
+def test_checksums_that_cannot_be_compared(betons, sealed) -> None:
+    with pytest.raises(DataError, match=r"raw.beton: there are no checksums in .*raw.beton.json to compare with"):
+        Loader(betons["raw"], 4, checksums=True)
+    for pipelines in ({"image": None}, {"image": [RandomResizedCropRGBImageDecoder((8, 8))]}):
+        with pytest.raises(ValueError, match="no decoder of this package reads an image"):
+            Loader(sealed["raw"], 4, pipelines=pipelines, checksums=True)
+
+
+def test_large_buffers_are_said(betons, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Loader(betons["jpg"], 4, pipelines={"image": [CropMixRGBImageDecoder((8, 8))]})
+    monkeypatch.setattr(ffcv_cropmix.loader, "_LARGE", 5 * 4 * 8 * 8 * 3 / memory)
+    with pytest.warns(ResourceWarning, match="jpg.beton: the buffers of batch_size=4 and batches_ahead=3 take"):
+        Loader(betons["jpg"], 4, pipelines={"image": [CropMixRGBImageDecoder((8, 8))]})
+
+
+def _python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+READ = """
+import os, sys
+from ffcv_cropmix import Loader
+from ffcv.fields.basics import IntDecoder
+from ffcv.transforms import ToTensor
+pipelines = {"image": None, "label": [IntDecoder(), ToTensor()]}
+"""
+FORK = """
+loader = Loader(sys.argv[1], 4, num_workers=2, pipelines=pipelines)
+for _ in loader:
+    pass
+child = os.fork()
+if child == 0:
+    try:
+        next(iter(loader))
+    except RuntimeError as error:
+        print(error)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_threads_that_would_end_the_process(betons) -> None:
+    code = READ + "Loader(sys.argv[1], 4, pipelines=pipelines)"
+    runs = {
+        "layer is workqueue, which ends the process": _python(code, betons["raw"], NUMBA_THREADING_LAYER="workqueue"),
+        "this process was forked from one in which numba's threads run": _python(READ + FORK, betons["raw"]),
+    }
+    for message, process in runs.items():
+        assert message in "".join(process.communicate(timeout=100))
+
+
+INTERRUPTED = """
+import signal, threading, time
+from tests.test_loader import Stage
+pipelines["label"][1:1] = [Stage(lambda batch, _: time.sleep(1000), False)]
+batches = iter(Loader(sys.argv[1], 1, num_workers=1, os_cache=False, pipelines=pipelines))
+def interrupt():
+    time.sleep(5)
+    print(time.monotonic(), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+next(batches)
+"""
+
+
+def test_an_interrupt_ends_a_wait(betons) -> None:
+    process = _python(READ + INTERRUPTED, betons["raw"])
+    out, error = process.communicate(timeout=100)
+    assert time.monotonic() - float(out) < 2
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+
+
+DISTRIBUTED = """
+from ffcv.loader import OrderOption
+import torch
+rank, folder = int(sys.argv[2]), sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+for order, drop_last in ((OrderOption.SEQUENTIAL, False), (OrderOption.RANDOM, True)):
+    loader = Loader(sys.argv[1], 4, num_workers=1, pipelines=pipelines, order=order, distributed=True,
+                    drop_last=drop_last)
+    print(len(loader), loader.seed, *(int(label) for (labels,) in loader for label in labels))
+"""
+
+
+def test_processes_share_the_samples(betons, tmp_path: Path) -> None:
+    processes = [_python(READ + DISTRIBUTED, betons["raw"], rank, tmp_path) for rank in range(3)]
+    lines = []
+    for process in processes:
+        out, error = process.communicate(timeout=200)
+        assert process.returncode == 0, error
+        lines.append([[int(number) for number in line.split()] for line in out.splitlines()])
+    sequential, random = zip(*lines)
+    assert sorted(label for _, _, *labels in sequential for label in labels) == list(range(COUNT))  # 13 + 12 + 12
+    assert [batches for batches, *_ in sequential] == [4, 3, 3]
+    assert len({seed for _, seed, *_ in random}) == 1
+    drawn = [label for _, _, *labels in random for label in labels]
+    assert len(drawn) == len(set(drawn)) == 36
 
 
 QUIET = """

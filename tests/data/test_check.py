@@ -176,7 +176,7 @@ class Samples:
         return 9
     def __getitem__(self, k):
         image = np.full((k + 1, 5, 3), k, np.uint8)
-        return image, np.arange(k + 1, dtype=np.uint8), k / 2, {"k": k}, np.full(4, k, np.int64)
+        return image, np.arange(k + 1, dtype=np.uint8), k / 2, {"k": int(k)}, np.full(4, k, np.int64)
 
 fields = {"image": RGBImageField(write_mode="raw"), "bytes": BytesField(), "float": FloatField(), "json": JSONField(),
           "array": NDArrayField(np.dtype("int64"), (4,))}
@@ -186,7 +186,7 @@ DatasetWriter(sys.argv[1], fields, page_size=2**21, num_workers=1).from_indexed_
 
 def test_all_kinds_of_fields(tmp_path: Path) -> None:
     path = tmp_path / "fields.beton"
-    subprocess.run([sys.executable, "-c", FIELDS, str(path)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", FIELDS, str(path)], check=True, capture_output=True, timeout=120)
     beton = check_beton(path)
     assert list(beton.fields) == ["image", "bytes", "float", "json", "array"]
     assert beton.images() == ["image"]
