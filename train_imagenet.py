@@ -16,18 +16,16 @@ if __name__ == "__main__":
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.loader import OrderOption
-from ffcv.reader import Reader
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import nn
 
-from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
+from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader, check_beton
 from ffcv_cropmix.data.sidecar import read_sidecar
 from ffcv_cropmix.errors import DataError, run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import evaluate
@@ -150,14 +148,12 @@ def count_classes(path: str) -> int:
 
 
 def check_dataset(path: str, num_classes: int) -> int:
-    """How many images a .beton file holds; DataError if it is none, or has labels that the model does not."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        reader = Reader(path)
-        labels = reader.metadata[f"f{reader.field_names.index('label')}"]
-    except Exception as error:  # whatever FFCV trips over in the bytes
-        raise DataError(f"{path} is not a .beton file with an image and a label a sample: {error!r}") from error
+    """How many images a .beton file holds; DataError if it is not sound, or has labels that the model does not."""
+    beton = check_beton(path)
+    missing = {"image", "label"} - beton.fields.keys()
+    if missing:
+        raise DataError(f"{path} has no field {' and no field '.join(sorted(missing))}")
+    labels = beton.column("label")
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise DataError(

@@ -189,7 +189,7 @@ def test_missing_and_unreadable_files_are_named(trainer: ModuleType, data: list[
     options = [data[1], f"--logging.folder={run}", "--model.num_classes=3"]
     assert _refused(trainer, capsys, f"--data.train_dataset={missing}", *options) == (
         1,
-        f"error: {missing}: no such file",
+        f"error: {missing}: no such file or directory",
     )
     status, message = _refused(trainer, capsys, f"--data.train_dataset={text}", *options)
     assert status == 1
