@@ -208,3 +208,9 @@ def test_label_that_the_model_does_not_have(trainer: ModuleType, data: list[str]
     status, message = _refused(trainer, capsys, *data, f"--logging.folder={tmp_path}", "--model.num_classes=2")
     assert status == 1
     assert "sample 2 is of class 2, the model's are 0 to 1" in message
+
+
+def test_a_last_batch_of_one(trainer: ModuleType, data: list[str]) -> None:
+    config = parse_config([*data, "--logging.folder=unused", "--validation.batch_size=9", "--validation.resolution=8"])
+    shapes = [(images.shape, labels.shape) for images, labels in trainer.create_val_loader(config, torch.device("cpu"))]
+    assert shapes == [((9, 3, 8, 8), (9,)), ((1, 3, 8, 8), (1,))]
