@@ -12,9 +12,9 @@ import numpy as np
 
 from .coefficients import FULL, fill_coefficients, table_size
 from .jit import as_readonly, jit
-from .render import layer_share, lost, padded, visible_lanes
+from .render import layer_share, lost, visible_lanes
 from .sampling import MAX_VIEWS, MIXUP
-from .vectors import LANES, finish, horizontal_plane, mix_planes, transpose, vertical
+from .vectors import LANES, MOST_CUT_TAPS, finish, horizontal_planes, transpose, vertical
 
 
 class PlanesScratch(NamedTuple):
@@ -24,7 +24,6 @@ class PlanesScratch(NamedTuple):
     starts: Any  # int32 (MAX_VIEWS, 2, output side): first tap, in the plane
     coefficients: Any  # uint16 (MAX_VIEWS, 2, n)
     sums: Any  # int64 (n,): those of one position
-    planes: Any  # uint16 (3 * output width * LANES,): LANES output rows of a layer, transposed
 
 
 @jit
@@ -37,7 +36,6 @@ def new_planes_scratch(interpolation, largest_height, largest_width, output_heig
         np.empty((MAX_VIEWS, 2, side), np.int32),
         np.empty((MAX_VIEWS, 2, table + 2 * side), np.uint16),
         np.empty(table + 2, np.int64),
-        np.empty(3 * output_width * LANES, np.uint16),
     )
 
 
@@ -73,27 +71,13 @@ def compose_upsampling(taps, starts, coefficients, offset, size, output_size, co
 
 
 @jit
-def _resample(pixels, corner, stride, row, top, bottom, begin, end, tables, k, scratch, planes, plane):
-    """Resample rows row + top to row + bottom - 1 of one plane of layer k; columns begin to end - 1 into `planes`."""
-    row_taps, column_taps = tables.taps[k]
-    row_starts, column_starts = tables.starts[k]
-    row_coefficients, column_coefficients = tables.coefficients[k]
-    first = column_starts[begin]
-    values = column_starts[end - 1] + column_taps - first
+def _resample_rows(pixels, corner, stride, starts, coefficients, taps, row, top, bottom, values, scratch, place, width):
+    """Resample `values` values of rows row + top to row + bottom - 1 of one plane, `place` on in rows of `width`."""
     for lane in range(top, bottom):
+        start = corner + starts[row + lane] * stride
         vertical(
-            pixels,
-            corner + row_starts[row + lane] * stride + first,
-            stride,
-            row_coefficients,
-            (row + lane) * row_taps,
-            row_taps,
-            scratch.rows,
-            lane * padded(values),
-            values,
+            pixels, start, stride, coefficients, (row + lane) * taps, taps, scratch.rows, lane * width + place, values
         )
-    transpose(scratch.rows, padded(values), scratch.columns, values)
-    horizontal_plane(scratch.columns, first, column_starts, column_coefficients, column_taps, begin, end, planes, plane)
 
 
 @jit
@@ -101,9 +85,8 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
     """`kernels.render.render` from the planes that `turbojpeg.decode_jpeg_planes` leaves in `pixels`."""
     pixels = as_readonly(pixels)
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    colours = 4 * half_height * half_width
     output_height, output_width, _ = out.shape
-    chroma = planes_scratch
+    half = planes_scratch
     for k in range(count):
         for axis in range(2):
             starts, coefficients = scratch.starts[k, axis], scratch.coefficients[k, axis]
@@ -115,16 +98,16 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
                 starts,
                 coefficients,
             )
-            chroma.taps[k, axis] = compose_upsampling(
+            half.taps[k, axis] = compose_upsampling(
                 scratch.taps[k, axis],
                 starts,
                 coefficients,
                 layers.crops[k, axis],
                 half_height if axis == 0 else half_width,
                 out.shape[axis],
-                chroma.starts[k, axis],
-                chroma.coefficients[k, axis],
-                chroma.sums,
+                half.starts[k, axis],
+                half.coefficients[k, axis],
+                half.sums,
             )
     lanes = min(LANES, output_height)
     for block in range(0, output_height, LANES):
@@ -134,32 +117,66 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
             if top >= bottom:
                 continue
             begin, end = layers.rectangles[k, 1], layers.rectangles[k, 3]
-            corner = layers.crops[k, 0] * 2 * half_width + layers.crops[k, 1]
             weight, share = layers.weights[k], layer_share(layers.weights[k])
-            _resample(
-                pixels, corner, 2 * half_width, row, top, bottom, begin, end, scratch, k, scratch, chroma.planes, 0
+            row_taps, taps = scratch.taps[k]
+            half_row_taps, half_taps = half.taps[k]
+            row_starts, starts = scratch.starts[k]
+            half_row_starts, half_starts = half.starts[k]
+            row_coefficients, coefficients = scratch.coefficients[k]
+            half_row_coefficients, half_coefficients = half.coefficients[k]
+            first, half_first = starts[begin], half_starts[begin]
+            values, half_values = starts[end - 1] + taps - first, half_starts[end - 1] + half_taps - half_first
+            blue = (values + 7) // 8 * 8  # `transpose` takes eight values at a time
+            red = blue + (half_values + 7) // 8 * 8
+            width = red + red - blue
+            corner = (layers.crops[k, 0] * 2 * half_width) + layers.crops[k, 1] + first
+            _resample_rows(
+                pixels,
+                corner,
+                2 * half_width,
+                row_starts,
+                row_coefficients,
+                row_taps,
+                row,
+                top,
+                bottom,
+                values,
+                scratch,
+                0,
+                width,
             )
             for plane in range(2):
-                corner = colours + plane * half_height * half_width
-                _resample(
+                _resample_rows(
                     pixels,
-                    corner,
+                    (4 + plane) * half_height * half_width + half_first,
                     half_width,
+                    half_row_starts,
+                    half_row_coefficients,
+                    half_row_taps,
                     row,
                     top,
                     bottom,
-                    begin,
-                    end,
-                    chroma,
-                    k,
+                    half_values,
                     scratch,
-                    chroma.planes,
-                    1 + plane,
+                    red if plane else blue,
+                    width,
                 )
-            mix_planes(
-                chroma.planes,
-                int((lost(scratch.taps[k, 0]) * weight + lost(scratch.taps[k, 1]) + 1) / 2),
-                int((lost(chroma.taps[k, 0]) * weight + lost(chroma.taps[k, 1]) + 1) / 2) - share // 2,
+            transpose(scratch.rows, width, scratch.columns, width)
+            exact = taps > MOST_CUT_TAPS
+            horizontal_planes(
+                scratch.columns,
+                first,
+                starts,
+                coefficients,
+                taps,
+                # 2, not 1: in `_rgb` red and blue are cut once, green twice
+                int((lost(row_taps) * weight + lost(taps) + 2) / 2),
+                blue - half_first,
+                red - half_first,
+                half_starts,
+                half_coefficients,
+                half_taps,
+                share // 2 - int((lost(half_row_taps) * weight + (1 if exact else half_taps) + 1) / 2),
                 share * 255 // 256,
                 begin,
                 end,

@@ -23,13 +23,14 @@ from numba.extending import lower_builtin, type_callable
 LANES = 16
 MOST_CUT_TAPS = 16
 PILLOW_BITS = 22
-YCBCR_FACTORS = (22970, 5638, 11700, 29032)  # 1.402, 0.344136, 0.714136, 1.772 in 1/2**14
+RED_OF_RED, BLUE_OF_GREEN, RED_OF_GREEN, BLUE_OF_BLUE = 26345, -22553, 18734, -14942  # see `_rgb`, in 1/65536
 
 
-def _weighted_sum(coefficients: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def _weighted_sum(coefficients: np.ndarray, levels: np.ndarray, decisive_taps: int = 0) -> np.ndarray:
     """The sum over the taps of coefficients[tap] * levels[tap], uint16.
 
-    Coefficients of uint16, in 1/65536: each product is cut to 1/256 level, or with many taps only their sum.
+    Coefficients of uint16, in 1/65536: each product is cut to 1/256 level, or with many taps, of this sum or of the
+    one that decides for it, only their sum.
     Coefficients of int32, in 1/2**22: whole levels in, whole levels out, rounded and clipped: Pillow's arithmetic.
     """
     coefficients = coefficients.reshape(-1, *[1] * (levels.ndim - 1))
@@ -37,7 +38,7 @@ def _weighted_sum(coefficients: np.ndarray, levels: np.ndarray) -> np.ndarray:
         total = (coefficients * (levels >> 8).astype(np.int32)).sum(axis=0, dtype=np.int32)
         return np.clip(total + (1 << (PILLOW_BITS - 1)) >> PILLOW_BITS, 0, 255).astype(np.uint16) << 8
     products = coefficients * levels.astype(np.uint32)
-    if len(products) <= MOST_CUT_TAPS:
+    if (decisive_taps or len(products)) <= MOST_CUT_TAPS:
         return (products >> 16).sum(axis=0, dtype=np.uint16)
     return (products.sum(axis=0, dtype=np.uint32) >> 16).astype(np.uint16)
 
@@ -81,39 +82,63 @@ def horizontal(
         lanes[:] = lanes * np.uint16(add) + total[:, top:bottom]
 
 
-def horizontal_plane(columns, origin, starts, coefficients, taps, begin, end, planes, plane):
-    """`horizontal` for one plane of three, without permutation, flip and mix.
+def _rgb(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, limit: int) -> np.ndarray:
+    """(3, ...): RGB of luma and centred colours (ITU-R BT.601, full range: JFIF), int64, clipped to 0 to `limit`.
 
-    Args:
-        columns: uint16 (columns, LANES).
-        planes: uint16 (columns, 3, LANES): output column x goes to (x, plane).
+    A factor beyond 1/2 is split: 1.402 = 1 + 0.402, 0.714 = 1 - 0.286, 1.772 = 2 - 0.228, so that its product, cut,
+    and the sums fit 16 bits; green's part of the colours is clipped to them, which changes nothing that is in gamut.
     """
-    source, target = columns.reshape(-1, LANES), planes.reshape(-1, 3, LANES)
-    for x in range(begin, end):
-        target[x, plane] = _weighted_sum(coefficients[x * taps :][:taps], source[starts[x] - origin :][:taps])
+    green = np.clip((RED_OF_GREEN * red >> 16) - red + (BLUE_OF_GREEN * blue >> 16), -(2**15), 2**15 - 1)
+    channels = luma + red + (RED_OF_RED * red >> 16), luma + green, luma + 2 * blue + (BLUE_OF_BLUE * blue >> 16)
+    return np.clip(channels, 0, limit)
 
 
-def mix_planes(planes, luma, chroma, limit, begin, end, permutation, mix, base, step, top, bottom, add):
-    """Put resampled planes of luma, blue and red into the mix as RGB (ITU-R BT.601, full range: JFIF).
+def horizontal_planes(
+    columns,
+    origin,
+    starts,
+    coefficients,
+    taps,
+    bias,
+    blue,
+    red,
+    half_starts,
+    half_coefficients,
+    half_taps,
+    centre,
+    limit,
+    begin,
+    end,
+    permutation,
+    mix,
+    base,
+    step,
+    top,
+    bottom,
+    add,
+):
+    """`horizontal` from planes of luma and, at another resolution, blue and red: RGB is made of what is resampled.
 
     Args:
-        planes: uint16 (columns, 3, LANES), levels times the layer's weight.
-        luma, chroma: level to add to each before, 1/256.
-        limit: the highest level of this layer, 1/256.
+        columns: uint16 (columns, LANES): luma's from its column `origin` on; a column of blue is `blue` columns after
+            its number, the same of red `red` columns.
+        half_starts, half_coefficients, half_taps: as those of luma, whose number of taps decides how all are cut.
+        bias: level to add to luma; centre: that of blue and red without colour; limit: the highest level; all of
+            this layer, weight included, 1/256.
         The rest as `horizontal` has it.
     """
-    luma_plane, blue, red = np.moveaxis(planes.reshape(-1, 3, LANES)[begin:end].astype(np.int32), 1, 0)
-    luma_plane, blue, red = luma_plane + luma, blue + chroma, red + chroma
-    channels = (
-        luma_plane + (red * YCBCR_FACTORS[0] >> 14),
-        luma_plane - (blue * YCBCR_FACTORS[1] + red * YCBCR_FACTORS[2] >> 14),
-        luma_plane + (blue * YCBCR_FACTORS[3] >> 14),
-    )
-    values = np.stack([np.clip(channels[permutation[c]], 0, limit) for c in range(3)], axis=1).astype(np.uint16)
-    lanes = mix.reshape(-1, 3, LANES)[base + step * np.arange(begin, end), :, top:bottom]
-    mix.reshape(-1, 3, LANES)[base + step * np.arange(begin, end), :, top:bottom] = (
-        lanes * np.uint16(add) + values[:, :, top:bottom]
-    )
+    source, target = columns.reshape(-1, LANES), mix.reshape(-1, 3, LANES)
+
+    def total(x: int, shift: int, starts: np.ndarray, coefficients: np.ndarray, count: int) -> np.ndarray:
+        values = source[starts[x] + shift :][:count]
+        return _weighted_sum(coefficients[x * count :][:count], values, taps).astype(np.int64)
+
+    half = half_starts, half_coefficients, half_taps
+    for x in range(begin, end):
+        luma = total(x, -origin, starts, coefficients, taps) + bias
+        channels = _rgb(luma, total(x, blue, *half) - centre, total(x, red, *half) - centre, limit).astype(np.uint16)
+        lanes = target[base + step * x, :, top:bottom]
+        lanes[:] = lanes * np.uint16(add) + channels[permutation, top:bottom]
 
 
 def finish(mix, rows, out, offset, stride, count):
@@ -285,9 +310,9 @@ def _emit_transpose(builder, rows, stride, columns, count):
 
 
 def _blend(
-    builder: Any, mix: Any, base: Any, step: Any, top: Any, bottom: Any, add: Any
+    builder: Any, mix: Any, base: Any, step: Any, top: Any, bottom: Any, add: Any, places: list[Any]
 ) -> Callable[[Any, list[Any]], None]:
-    """What puts the channels of an output column into the mix, as `horizontal` says.
+    """What puts the channels of an output column into the mix's channels `places`, as `horizontal` says.
 
     Always loads and selects: to store or add without that takes 5 % less, and three copies of all that calls it.
     """
@@ -295,11 +320,12 @@ def _blend(
     top, bottom = (_splat(builder, builder.trunc(value, _U16), LANES) for value in (top, bottom))
     inside = builder.and_(builder.icmp_unsigned(">=", number, top), builder.icmp_unsigned("<", number, bottom))
     kept = _splat(builder, builder.neg(builder.trunc(add, _U16)), LANES)  # all bits, or none
+    offsets = [builder.mul(place, _index(LANES)) for place in places]
 
     def blend(x: Any, channels: list[Any]) -> None:
         target = builder.mul(builder.add(base, builder.mul(step, x)), _index(3 * LANES))
-        for k, channel in enumerate(channels):
-            place = builder.add(target, _index(k * LANES))
+        for place, channel in zip(offsets, channels):
+            place = builder.add(target, place)
             old = _load(builder, mix, place, LANES)
             new = builder.add(channel, builder.and_(old, kept))
             _store(builder, builder.select(inside, new, old), mix, place)
@@ -328,7 +354,7 @@ def _emit_horizontal(
 ):
     channels = [builder.mul(builder.load(builder.gep(permutation, [_index(k)])), _index(LANES)) for k in range(3)]
     bias = _splat(builder, builder.trunc(bias, _U16), LANES)
-    blend = _blend(builder, mix, base, step, top, bottom, add)
+    blend = _blend(builder, mix, base, step, top, bottom, add, [_index(k) for k in range(3)])
 
     def emit(exact: bool) -> None:
         with cgutils.for_range_slice(builder, begin, end, _index(1), _INDEX) as (x, _):
@@ -345,58 +371,88 @@ def _emit_horizontal(
     _emit_few_or_many(builder, coefficients, taps, emit)
 
 
-@_compiles(horizontal_plane)
-def _emit_horizontal_plane(builder, columns, origin, starts, coefficients, taps, begin, end, planes, plane):
+def _emit_rgb(builder: Any, luma: Any, blue: Any, red: Any, limit: Any) -> list[Any]:
+    """`_rgb` of vectors of 16 bits, `luma` and `limit` 2**15 lower: signed, sums that saturate (vpaddsw) clip at 0.
+
+    trunc(lshr(mul(sext, sext), 16)) is one instruction, vpmulhw. Products of 32 bits took 42 us instead of WHAT of an
+    image's WHAT.
+    """
+    kind = luma.type
+    wide = ir.VectorType(_U32, LANES)
+    name = f"llvm.sadd.sat.v{LANES}i16"
+    saturating = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, (kind, kind)), name)
+
+    def times(value: Any, factor: int) -> Any:
+        product = builder.mul(builder.sext(value, wide), _constant(wide, factor))
+        return builder.trunc(builder.lshr(product, _constant(wide, 16)), kind)
+
+    def plus(first: Any, second: Any) -> Any:
+        return builder.call(saturating, [first, second])
+
+    green = plus(builder.sub(times(red, RED_OF_GREEN), red), times(blue, BLUE_OF_GREEN))
+    channels = (  # what is added twice has one sign: that the first sum is clipped changes nothing
+        plus(plus(luma, red), times(red, RED_OF_RED)),
+        plus(luma, green),
+        plus(plus(luma, blue), builder.add(blue, times(blue, BLUE_OF_BLUE))),
+    )
+    clipped = (builder.select(builder.icmp_signed("<", value, limit), value, limit) for value in channels)
+    return [builder.add(value, _constant(kind, 2**15)) for value in clipped]
+
+
+@_compiles(horizontal_planes)
+def _emit_horizontal_planes(
+    builder,
+    columns,
+    origin,
+    starts,
+    coefficients,
+    taps,
+    bias,
+    blue,
+    red,
+    half_starts,
+    half_coefficients,
+    half_taps,
+    centre,
+    limit,
+    begin,
+    end,
+    permutation,
+    mix,
+    base,
+    step,
+    top,
+    bottom,
+    add,
+):
+    sources = [builder.load(builder.gep(permutation, [_index(k)])) for k in range(3)]
+    is_first, is_second = ([builder.icmp_signed("==", source, _index(k)) for k in range(3)] for source in sources[:2])
+    places = [  # of the mix's channels, where each of the layer's goes: selecting among vectors costs WHAT
+        builder.select(is_first[k], _index(0), builder.select(is_second[k], _index(1), _index(2))) for k in range(3)
+    ]
+    bias, limit = (builder.sub(level, _index(2**15)) for level in (bias, limit))
+    bias, centre, limit = (_splat(builder, builder.trunc(level, _U16), LANES) for level in (bias, centre, limit))
+    blend = _blend(builder, mix, base, step, top, bottom, add, places)
+
     def emit(exact: bool) -> None:
         with cgutils.for_range_slice(builder, begin, end, _index(1), _INDEX) as (x, _):
-            start = builder.sext(builder.load(builder.gep(starts, [x])), _INDEX)
-            source = builder.mul(builder.sub(start, origin), _index(LANES))
 
-            def load(tap: Any) -> list[Any]:
-                return [_load(builder, columns, builder.add(source, builder.mul(tap, _index(LANES))), LANES)]
+            def totals(starts: Any, coefficients: Any, taps: Any, shifts: list[Any]) -> list[Any]:
+                start = builder.sext(builder.load(builder.gep(starts, [x])), _INDEX)
+                firsts = [builder.add(start, shift) for shift in shifts]
 
-            (total,) = _emit_weighted_sums(builder, coefficients, builder.mul(x, taps), taps, load, exact)
-            target = builder.add(builder.mul(x, _index(3)), plane)
-            _store(builder, total, planes, builder.mul(target, _index(LANES)))
+                def load(tap: Any) -> list[Any]:
+                    values = (builder.mul(builder.add(first, tap), _index(LANES)) for first in firsts)
+                    return [_load(builder, columns, value, LANES) for value in values]
+
+                return _emit_weighted_sums(builder, coefficients, builder.mul(x, taps), taps, load, exact)
+
+            (luma,) = totals(starts, coefficients, taps, [builder.neg(origin)])
+            colours = totals(half_starts, half_coefficients, half_taps, [blue, red])
+            colours = [builder.sub(colour, centre) for colour in colours]
+            blend(x, _emit_rgb(builder, builder.add(luma, bias), *colours, limit))
 
     _emit_few_or_many(builder, coefficients, taps, emit)
-
-
-@_compiles(mix_planes)
-def _emit_mix_planes(builder, planes, luma, chroma, limit, begin, end, permutation, mix, base, step, top, bottom, add):
-    wide = ir.VectorType(_U32, LANES)
-    luma, chroma, limit = (_splat(builder, builder.trunc(value, _U32), LANES) for value in (luma, chroma, limit))
-    blend = _blend(builder, mix, base, step, top, bottom, add)
-    zero = _constant(wide, 0)
-    sources = [builder.load(builder.gep(permutation, [_index(k)])) for k in range(3)]
-
-    def times(plane: Any, factor: int) -> Any:
-        return builder.mul(plane, _constant(wide, factor))
-
-    def shifted(total: Any) -> Any:
-        return builder.ashr(total, _constant(wide, 14))
-
-    with cgutils.for_range_slice(builder, begin, end, _index(1), _INDEX) as (x, _):
-        first = builder.mul(x, _index(3 * LANES))
-        loaded = [_load(builder, planes, builder.add(first, _index(k * LANES)), LANES) for k in range(3)]
-        y, blue, red = (
-            builder.add(builder.zext(plane, wide), offset) for plane, offset in zip(loaded, (luma, chroma, chroma))
-        )
-        of_red, blue_of_green, red_of_green, of_blue = YCBCR_FACTORS
-        channels = []
-        for channel in (
-            builder.add(y, shifted(times(red, of_red))),
-            builder.sub(y, shifted(builder.add(times(blue, blue_of_green), times(red, red_of_green)))),
-            builder.add(y, shifted(times(blue, of_blue))),
-        ):
-            channel = builder.select(builder.icmp_signed("<", channel, zero), zero, channel)
-            channel = builder.select(builder.icmp_signed(">", channel, limit), limit, channel)
-            channels.append(builder.trunc(channel, loaded[0].type))
-        permuted = []
-        for source in sources:
-            is_first, is_second = (builder.icmp_signed("==", source, _index(k)) for k in range(2))
-            permuted.append(builder.select(is_first, channels[0], builder.select(is_second, channels[1], channels[2])))
-        blend(x, permuted)
 
 
 @_compiles(finish)
