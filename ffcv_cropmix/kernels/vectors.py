@@ -285,8 +285,11 @@ def _emit_vertical(builder, image, offset, stride, coefficients, first, taps, ro
         with builder.if_else(builder.icmp_signed(">=", count, _index(64))) as (wide, narrow):
             with wide:
                 chunks(exact, 32, 2)
-            with narrow:
-                chunks(exact, 1, 1)
+            with narrow, builder.if_else(builder.icmp_signed(">=", count, _index(16))) as (one, few):
+                with one:
+                    chunks(exact, 16, 1)
+                with few:
+                    chunks(exact, 1, 1)
 
     _emit_few_or_many(builder, coefficients, taps, emit)
 
