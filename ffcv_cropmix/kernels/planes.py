@@ -126,13 +126,13 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
             half_row_coefficients, half_coefficients = half.coefficients[k]
             first, half_first = starts[begin], half_starts[begin]
             values, half_values = starts[end - 1] + taps - first, half_starts[end - 1] + half_taps - half_first
-            blue = (values + 7) // 8 * 8  # `transpose` takes eight values at a time
+            # Rows of luma, blue and red, transposed together: each in eights, as RGB's room is 24 values for each 8 px.
+            blue = (values + 7) // 8 * 8
             red = blue + (half_values + 7) // 8 * 8
             width = red + red - blue
-            corner = (layers.crops[k, 0] * 2 * half_width) + layers.crops[k, 1] + first
             _resample_rows(
                 pixels,
-                corner,
+                layers.crops[k, 0] * 2 * half_width + layers.crops[k, 1] + first,
                 2 * half_width,
                 row_starts,
                 row_coefficients,
@@ -162,21 +162,20 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
                     width,
                 )
             transpose(scratch.rows, width, scratch.columns, width)
-            exact = taps > MOST_CUT_TAPS
+            half_lost = half_taps if taps <= MOST_CUT_TAPS else 1
             horizontal_planes(
                 scratch.columns,
                 first,
                 starts,
                 coefficients,
                 taps,
-                # 2, not 1: in `_rgb` red and blue are cut once, green twice
-                int((lost(row_taps) * weight + lost(taps) + 2) / 2),
+                int((lost(row_taps) * weight + lost(taps) + 2) / 2),  # and one cut of a colour's product
                 blue - half_first,
                 red - half_first,
                 half_starts,
                 half_coefficients,
                 half_taps,
-                share // 2 - int((lost(half_row_taps) * weight + (1 if exact else half_taps) + 1) / 2),
+                share // 2 - int((lost(half_row_taps) * weight + half_lost + 1) / 2),
                 share * 255 // 256,
                 begin,
                 end,

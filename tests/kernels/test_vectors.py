@@ -32,13 +32,8 @@ def horizontal(*arguments):
 
 
 @entry
-def horizontal_plane(*arguments):
-    vectors.horizontal_plane(*arguments)
-
-
-@entry
-def mix_planes(*arguments):
-    vectors.mix_planes(*arguments)
+def horizontal_planes(*arguments):
+    vectors.horizontal_planes(*arguments)
 
 
 @entry
@@ -123,28 +118,71 @@ def test_horizontal(taps: int, pillow: bool, top: int, bottom: int, add: bool) -
         )
 
 
-@pytest.mark.parametrize("taps", TAPS)
-@pytest.mark.parametrize("plane", range(3))
-def test_horizontal_plane(plane: int, taps: int) -> None:
-    random = np.random.default_rng(taps)
-    source = random_levels(random, (taps + 20) * LANES)
-    starts = np.sort(random.integers(0, 21, 13)).astype(np.int32) + 6
-    coefficients = random_coefficients(random, 13, taps, pillow=False)
-    planes = random_levels(random, 13 * 3 * LANES)
-    check(horizontal_plane, 7, source, 6, starts, coefficients, taps, 2, 11, planes, plane)
-
-
 @pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize(("top", "bottom"), [(0, LANES), (3, 9)])
-@pytest.mark.parametrize("permutation", [[0, 1, 2], [1, 2, 0], [2, 1, 0]])
-def test_mix_planes(permutation: list[int], top: int, bottom: int, add: bool) -> None:
+@pytest.mark.parametrize(("top", "bottom"), [(0, LANES), (0, 5), (3, LANES), (7, 8)])
+@pytest.mark.parametrize("half_taps", [1, 3, 9, MOST_CUT_TAPS + 1])
+@pytest.mark.parametrize("taps", TAPS)
+def test_horizontal_planes(taps: int, half_taps: int, top: int, bottom: int, add: bool) -> None:
+    random = np.random.default_rng(taps)
+    outputs, columns, origin, half_origin = 13, taps + 20, 6, 9
+    blue = columns + 2
+    red = blue + half_taps + 10
+    for share, permutation in (FULL, [0, 1, 2]), (FULL // 2, [1, 2, 0]), (FULL // 3, [2, 0, 1]), (FULL, [2, 1, 0]):
+        weight = share / FULL
+        levels = random_levels(random, (red + half_taps + 10) * LANES).astype(np.int64)
+        extreme = random.integers(0, 4, levels.size)  # half of them: where sums saturate
+        levels[extreme == 0], levels[extreme == 1] = 0, 255 * 256
+        starts = np.sort(random.integers(0, 21, outputs)).astype(np.int32) + origin
+        half_starts = np.sort(random.integers(0, 11, outputs)).astype(np.int32) + half_origin
+        mix = random_levels(random, outputs * 3 * LANES) // 4
+        for base, step in (0, 1), (outputs - 1, -1):
+            check(
+                horizontal_planes,
+                16,
+                (levels * weight).astype(np.uint16),
+                origin,
+                starts,
+                random_coefficients(random, outputs, taps, pillow=False),
+                taps,
+                9,
+                blue - half_origin,
+                red - half_origin,
+                half_starts,
+                random_coefficients(random, outputs, half_taps, pillow=False),
+                half_taps,
+                share // 2 - 4,
+                share * 255 // 256,
+                2,
+                11,
+                np.array(permutation),
+                mix,
+                base,
+                step,
+                top,
+                bottom,
+                add,
+            )
+
+
+def test_rgb_of_colours() -> None:
+    """Those in gamut, the cube's corners among them, to 3/256 level. A product loses half of 1/256 on average."""
     random = np.random.default_rng(0)
-    share = FULL // 2
-    planes = random_levels(random, 13 * 3 * LANES) // 2
-    mix = planes[::-1].copy()
-    for base, step in (0, 1), (12, -1):
-        offsets = (9, 4 - share // 2, share * 255 // 256)
-        check(mix_planes, 7, planes, *offsets, 2, 11, np.array(permutation), mix, base, step, top, bottom, add)
+    corners = np.stack(np.meshgrid([0.0, 1.0], [0.0, 1.0], [0.0, 1.0])).reshape(3, -1)
+    rgb = np.concatenate([corners, random.uniform(0, 1, (3, 10**5))], axis=1) * 255 * 256
+    luma = np.array([0.299, 0.587, 0.114]) @ rgb
+    blue, red = (rgb[2] - luma) / 1.772, (rgb[0] - luma) / 1.402
+    planes = [plane.round().astype(int) for plane in (luma, blue, red)]
+    error = vectors._rgb(*planes, 255 * 256) - rgb
+    assert np.abs(error).max() < 3
+    np.testing.assert_allclose(error.mean(axis=1), [-0.5, -1, -0.5], atol=0.05)
+
+
+def test_rgb_beyond_the_gamut_is_clipped() -> None:
+    luma, blue, red = np.meshgrid(np.arange(0, 256, 15), *[np.arange(-128, 128, 15)] * 2)
+    green = -0.344136 * blue - 0.714136 * red
+    expected = np.clip([luma + 1.402 * red, luma + np.clip(green, -128, 128), luma + 1.772 * blue], 0, 255)
+    got = vectors._rgb(luma * 256, blue * 256, red * 256, 255 * 256) / 256
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("rows", [1, 9, LANES])
