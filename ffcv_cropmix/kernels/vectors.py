@@ -1,4 +1,4 @@
-"""The vector code: four loops over pixels, each defined in NumPy and compiled from LLVM's vector instructions.
+"""The vector code: loops over pixels, each defined in NumPy and compiled from LLVM's vector instructions.
 
 Sixteen output rows at a time are the sixteen lanes of a vector. As loops that numba compiles they take 2.7 times as
 long (`vertical`), 7 times (`horizontal`) and 50 times (`finish`): LLVM does not vectorise them. The instructions are
