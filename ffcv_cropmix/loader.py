@@ -295,7 +295,9 @@ class Loader(ffcv.loader.Loader):
         sample = 0
         for wanted in self.graph.collect_requirements()[0]["operation"].values():
             queries = [wanted] if isinstance(wanted, AllocationQuery) else wanted or ()
-            sample += sum(query.dtype.itemsize * math.prod(query.shape) for query in queries)
+            for query in queries:
+                kind = query.dtype if isinstance(query.dtype, torch.dtype) else np.dtype(query.dtype)
+                sample += kind.itemsize * math.prod(query.shape)
         needed = sample * self.batch_size * (self.batches_ahead + 2) / 2**30
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         if needed > _LARGE * memory:

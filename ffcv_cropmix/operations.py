@@ -14,9 +14,8 @@ import numba
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
-from numba import get_num_threads, types
+from numba import get_num_threads, prange, types
 
 from . import turbojpeg
 from .errors import DataError
@@ -24,7 +23,7 @@ from .functional import Interpolation, interpolation_number, kernels_of
 from .kernels import sampling
 from .kernels.checksum import xxh64
 from .kernels.coefficients import BICUBIC
-from .kernels.jit import as_readonly, compiled_once, jit
+from .kernels.jit import as_readonly, compiled_once, jit, parallel_jit
 from .kernels.layers import collapse, new_layers, set_layer
 from .kernels.planes import new_planes_scratch, render_planes
 from .kernels.render import rows_needed
@@ -79,15 +78,6 @@ class _Workspace(NamedTuple):
     jpeg: Any
 
 
-class _Compiled(NamedTuple):
-    """What of a decoder is the same for all loaders."""
-
-    new_workspace: Any
-    """(batch_indices, metadata, largest file in bytes, interpolation, output height, output width) -> _Workspace"""
-    render_sample: Any
-    """Decodes one sample, draws the layers that `draw` fills in; returns 0, or a key of _CAUSES."""
-
-
 @jit
 def _int(number):
     """A number of the metadata as int64: numba takes an unsigned number times a signed one for a float."""
@@ -101,8 +91,14 @@ def _new_nothing(interpolation, height, width, output_height, output_width):
 
 
 @cache
-def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Compiled:
-    """Compile for a `_draw`, once in a process. Bilinear and area are of one compilation."""
+def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tuple[Any, Any]:
+    """Compile for a `_draw`, once in a process. Bilinear and area are of one compilation.
+
+    Returns:
+        new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, output height, output width) to
+            a _Workspace.
+        render_sample: decodes one sample, draws the layers that `draw` fills in; returns 0, or a key of _CAUSES.
+    """
     new_scratch, render = kernels_of(bicubic)
     all_rows, planar = decode == "rgb", decode == "ycbcr" and not bicubic
     new_planes = new_planes_scratch if planar else _new_nothing
@@ -164,7 +160,68 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> _Co
     data, out = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 3, "C")
     whole = types.int64
     arguments = (data, whole, whole, whole, options_type, whole, whole, whole, whole, workspace, out)
-    return _Compiled(new_workspace, compiled_once(render_sample, whole, *arguments))
+    return new_workspace, compiled_once(render_sample, whole, *arguments)
+
+
+@cache
+def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> Any:
+    """The loop over a batch, compiled once in a process: loaders of one kind of file share it.
+
+    Args:
+        read: the loader's function from address and storage state to bytes.
+        checked: whether checksums are compared.
+        draw, options_type, bicubic, decode: as `_compile` has them.
+    """
+    new_workspace, render_sample = _compile(draw, options_type, bicubic, decode)
+    whole_files = decode == "rgb"
+
+    @parallel_jit
+    def loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises):
+        destination, codes, epoch_shape = memory
+        epoch = epoch_shape.shape[1]
+        count = len(batch_indices)
+        chunks = get_num_threads()
+        largest_file = 0  # of those that are copied, to be changed
+        if not whole_files:
+            for index in batch_indices:
+                largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
+        for chunk in prange(chunks):
+            # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
+            output_height, output_width = destination.shape[1], destination.shape[2]
+            workspace = new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width)
+            handle = turbojpeg.new_handle()
+            for position in range(chunk, count, chunks):
+                index = batch_indices[position]
+                field = metadata[index]
+                data = read(field["data_ptr"], storage_state)
+                code = 0
+                if checked and xxh64(data) != field["checksum"]:
+                    code = _BAD_CHECKSUM
+                if code == 0:
+                    code = render_sample(
+                        as_readonly(data),
+                        _int(field["mode"]),
+                        _int(field["height"]),
+                        _int(field["width"]),
+                        options,
+                        interpolation,
+                        _int(index),
+                        epoch,
+                        handle,
+                        workspace,
+                        destination[position],
+                    )
+                if code != 0:  # what lies there is another sample's, or half of this one
+                    destination[position] = 0
+                codes[position] = code
+            turbojpeg.destroy_handle(handle)
+        if raises:  # here: inside the loop it would, silently, no longer run in parallel
+            for position in range(count):
+                if codes[position] != 0:
+                    raise DecodeError(batch_indices[position], codes[position])
+        return destination[:count]
+
+    return loop
 
 
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
@@ -238,62 +295,14 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         return [DecodeError(indices[position], codes[position]) for position in np.flatnonzero(codes)]
 
     def generate_code(self) -> Callable[..., Any]:
-        # Called at each pass: cheap. Only `decode` is compiled for each loader; the rest once in a process.
-        read, iterate = self.memory_read, Compiler.get_iterator()
-        options, interpolation, whole_files = self._options, self._interpolation, self._decode == "rgb"
-        checked, raises = CHECKSUM in self.metadata.dtype.names, self._on_error == "raise"
-        new_workspace, render_sample = _compile(
-            self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode
-        )
+        # Called at each pass: cheap. Only `decode` is compiled for each loader.
+        options, interpolation, raises = self._options, self._interpolation, self._on_error == "raise"
+        kind = (self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode)
+        loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, *kind)
 
         def decode(batch_indices, memory, metadata, storage_state):
-            destination, codes, epoch_shape = memory
-            epoch = epoch_shape.shape[1]
-            count = len(batch_indices)
-            chunks = get_num_threads()
-            largest_file = 0  # of those that are copied, to be changed
-            if not whole_files:
-                for index in batch_indices:
-                    largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
-            for chunk in iterate(chunks):
-                # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
-                output_height, output_width = destination.shape[1], destination.shape[2]
-                workspace = new_workspace(
-                    batch_indices, metadata, largest_file, interpolation, output_height, output_width
-                )
-                handle = turbojpeg.new_handle()
-                for position in range(chunk, count, chunks):
-                    index = batch_indices[position]
-                    field = metadata[index]
-                    data = read(field["data_ptr"], storage_state)
-                    code = 0
-                    if checked and xxh64(data) != field["checksum"]:
-                        code = _BAD_CHECKSUM
-                    if code == 0:
-                        code = render_sample(
-                            as_readonly(data),
-                            _int(field["mode"]),
-                            _int(field["height"]),
-                            _int(field["width"]),
-                            options,
-                            interpolation,
-                            _int(index),
-                            epoch,
-                            handle,
-                            workspace,
-                            destination[position],
-                        )
-                    if code != 0:  # what lies there is another sample's, or half of this one
-                        destination[position] = 0
-                    codes[position] = code
-                turbojpeg.destroy_handle(handle)
-            if raises:  # here: inside the loop it would, silently, no longer run in parallel
-                for position in range(count):
-                    if codes[position] != 0:
-                        raise DecodeError(batch_indices[position], codes[position])
-            return destination[:count]
+            return loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises)
 
-        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ _torch_threads = torch.get_num_threads()
 
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
-from ffcv.memory_managers import OSCacheManager  # noqa: E402
+from ffcv.memory_managers import OSCacheManager, ProcessCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 
 torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
 
 
-def _compile_reader(manager: OSCacheManager) -> Callable[..., Any]:
-    """The reader of memory-mapped files, typed by its arguments.
+@cache
+def _mapped_reader() -> Callable[..., Any]:
+    """The reader of memory-mapped files, typed by its arguments, and compiled once in a process.
 
     FFCV declares their types, and makes numba's own uint8 array type immutable for that, which changes the hash of
     keys in use: "Exception ignored in ... KeyError" when a loader is collected, and slow calls of any compiled code.
@@ -37,5 +39,18 @@ def _set_num_threads(number: int) -> None:
     numba.set_num_threads(number)
 
 
-OSCacheManager.compile_reader = _compile_reader
+_page_readers: dict[int, Callable[..., Any]] = {}
+
+
+def _compile_page_reader(manager: ProcessCacheManager) -> Callable[..., Any]:
+    """FFCV's reader of pages, compiled once in a process for each size of them."""
+    page_size = int(manager.reader.page_size)
+    if page_size not in _page_readers:
+        _page_readers[page_size] = _new_page_reader(manager)
+    return _page_readers[page_size]
+
+
+_new_page_reader = ProcessCacheManager.compile_reader
+OSCacheManager.compile_reader = lambda manager: _mapped_reader()
+ProcessCacheManager.compile_reader = _compile_page_reader
 Compiler.set_num_threads = staticmethod(_set_num_threads)

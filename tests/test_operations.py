@@ -333,7 +333,7 @@ for index in range(8):
     print(hashlib.sha256(cropmix(image, plan, (17, 5), "bicubic").tobytes()).hexdigest())
 if registers:
     options_type = operations.numba.typeof(decoder._options)
-    code = operations._compile(decoder._draw, options_type, False, "ycbcr").render_sample._library.get_asm_str()
+    code = operations._compile(decoder._draw, options_type, False, "ycbcr")[1]._library.get_asm_str()
     assert f"%{registers[0]}mm" in code
     assert not any(f"%{wider}mm" in code for wider in registers[1:])
 """

@@ -18,7 +18,11 @@ _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 # A kernel: compiled where compiled code calls it, plain Python where Python does. Half the compile time of njit, which
 # wraps each function for both, and compiles it anew for each constant that it is called with.
-jit = register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+_UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit = register_jitable(**_UNWRAPPED, **_OPTIONS)
+
+# A kernel with loops over prange, which run in numba's threads.
+parallel_jit = njit(parallel=True, **_UNWRAPPED, **_OPTIONS)
 
 # Compiled for calls from Python.
 entry = njit(**_OPTIONS)
