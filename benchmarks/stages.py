@@ -58,13 +58,12 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
                     turbojpeg._check_header(handle, stored, height, width, buffers.header)
                     continue
                 turbojpeg.decode_jpeg(handle, stored, height, width, buffers)
-                pixels = as_readonly(buffers.pixels[: 3 * height * width])
+                pixels = as_readonly(buffers.pixels)
             if last >= PLAN:
                 number, flip = sample(options, k, 0, height, width, out.shape[0], out.shape[1], plan)
                 count = collapse(plan, number, MIXUP, out.shape[0], out.shape[1], layers)
                 if last >= RENDER:
-                    image = pixels.reshape((height, width, 3))
-                    render(image, layers, count, MIXUP, flip, BILINEAR, out, scratch)
+                    render(pixels, width, layers, count, MIXUP, flip, BILINEAR, out, scratch)
 
     return loop
 

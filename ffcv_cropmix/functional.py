@@ -35,13 +35,12 @@ def _compile(bicubic: bool) -> Any:
     new_scratch, render = kernels_of(bicubic)
 
     @entry
-    def compiled(image, plan, number, operation, flip, interpolation, out):
-        height, width, _ = image.shape
+    def compiled(pixels, height, width, plan, number, operation, flip, interpolation, out):
         output_height, output_width, _ = out.shape
         layers = new_layers()
         count = collapse(plan, number, operation, output_height, output_width, layers)
         scratch = new_scratch(interpolation, height, width, output_height, output_width)
-        render(image, layers, count, operation, flip, interpolation, out, scratch)
+        render(pixels, width, layers, count, operation, flip, interpolation, out, scratch)
 
     return compiled
 
@@ -73,9 +72,9 @@ def cropmix(
     number = interpolation_number(interpolation)
     height, width = check_size("output_size", output_size)
     plan.check_fits(*image.shape[:2])
-    image = image.view()
-    image.setflags(write=False)  # one type, one compilation: see kernels.jit.as_readonly
+    pixels = image.reshape(-1)
+    pixels.setflags(write=False)  # one type, one compilation: see kernels.jit.as_readonly
     out = np.empty((height, width, 3), np.uint8)
     arguments = (plan.pack((height, width)), len(plan.crops), OPERATIONS[plan.operation], plan.flip, number)
-    _compile(number == BICUBIC)(image, *arguments, out)
+    _compile(number == BICUBIC)(pixels, *image.shape[:2], *arguments, out)
     return out

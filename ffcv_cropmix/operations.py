@@ -126,11 +126,10 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
         count, operation, flip = draw(
             options, index, epoch, height, width, output_height, output_width, workspace.plan, layers
         )
-        size = 3 * height * width
         if mode == _RAW:
-            if data.size != size:
+            if data.size != 3 * height * width:
                 return _BAD_RAW_SIZE
-            image = data
+            pixels = data
         elif mode == _JPG:
             rows = height if all_rows else rows_needed(layers, count, interpolation, output_height)
             if planar:
@@ -148,11 +147,10 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
                 code = turbojpeg.decode_jpeg_rows(handle, data, height, width, rows, jpeg)
             if code != turbojpeg.OK:
                 return code
-            image = as_readonly(jpeg.pixels[:size])
+            pixels = as_readonly(jpeg.pixels)
         else:
             return _BAD_MODE
-        image = image.reshape((height, width, 3))
-        render(image, layers, count, operation, flip, interpolation, out, workspace.scratch)
+        render(pixels, width, layers, count, operation, flip, interpolation, out, workspace.scratch)
         return 0
 
     sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])

@@ -106,10 +106,9 @@ def _narrow(pixels, corner, stride, height, output_width, k, scratch):
 
 
 @jit
-def render_bicubic(image, layers, count, operation, flip, interpolation, out, scratch):
+def render_bicubic(pixels, width, layers, count, operation, flip, interpolation, out, scratch):
     """`kernels.render.render`, bicubic."""
-    stride = 3 * image.shape[1]
-    pixels = as_readonly(image).reshape(-1)
+    stride = 3 * width
     output_height, output_width, _ = out.shape
     values = 3 * output_width
     for k in range(count):
@@ -159,4 +158,4 @@ def render_bicubic(image, layers, count, operation, flip, interpolation, out, sc
                 bottom,
                 operation == MIXUP and k > 0,
             )
-        finish(scratch.mix, lanes, out.reshape(-1), values * row, values, values)
+        finish(scratch.mix, lanes, out, values * row, values, values)

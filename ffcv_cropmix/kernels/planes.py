@@ -187,4 +187,4 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
                 bottom,
                 operation == MIXUP and k > 0,
             )
-        finish(scratch.mix, lanes, out.reshape(-1), 3 * output_width * row, 3 * output_width, 3 * output_width)
+        finish(scratch.mix, lanes, out, 3 * output_width * row, 3 * output_width, 3 * output_width)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .coefficients import FULL, fill_coefficients, table_size, window
-from .jit import as_readonly, jit
+from .jit import jit
 from .sampling import CUTMIX, MAX_VIEWS, MIXUP
 from .vectors import LANES, MOST_CUT_TAPS, finish, horizontal, transpose, vertical
 
@@ -82,13 +82,14 @@ def lost(taps):
 
 
 @jit
-def render(image, layers, count, operation, flip, interpolation, out, scratch):
-    """Fill `out` (height, width, 3) uint8 with the mix of `count` layers of `image` (height, width, 3) uint8.
+def render(pixels, width, layers, count, operation, flip, interpolation, out, scratch):
+    """Fill `out` (height, width, 3) uint8 with the mix of `count` layers of an image `width` px wide.
+
+    pixels: uint8 (n,), read-only: the image, row by row.
 
     The filter never sees pixels outside a crop (Pillow's crop, then resize). Rounded once.
     """
-    stride = 3 * image.shape[1]
-    pixels = as_readonly(image).reshape(-1)
+    stride = 3 * width
     output_height, output_width, _ = out.shape
     for k in range(count):
         for axis in range(2):
@@ -144,4 +145,4 @@ def render(image, layers, count, operation, flip, interpolation, out, scratch):
                 bottom,
                 operation == MIXUP and k > 0,
             )
-        finish(scratch.mix, lanes, out.reshape(-1), 3 * output_width * row, 3 * output_width, 3 * output_width)
+        finish(scratch.mix, lanes, out, 3 * output_width * row, 3 * output_width, 3 * output_width)

@@ -145,7 +145,7 @@ def finish(mix, rows, out, offset, stride, count):
     """Round `rows` lanes of `count` columns to levels, as rows of `stride` bytes of uint8 `out` from `offset` on."""
     levels = (mix.reshape(-1, LANES)[:count, :rows] + np.uint16(128)) >> 8
     for row in range(rows):
-        out[offset + row * stride :][:count] = levels[:, row]
+        out.reshape(-1)[offset + row * stride :][:count] = levels[:, row]
 
 
 _U8, _U16, _U32, _INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)

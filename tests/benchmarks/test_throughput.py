@@ -284,9 +284,9 @@ def test_a_stage_left_out_is_not_done() -> None:
         out = np.zeros((SIDE, SIDE, 3), np.uint8)
         draw = stages.render_of(loops)
         compiled = stages.entry(
-            lambda image, layers, count, out, scratch: draw(image, layers, count, 0, 0, 0, out, scratch)
+            lambda pixels, layers, count, out, scratch: draw(pixels, 50, layers, count, 0, 0, 0, out, scratch)
         )
-        compiled(image, layers, count, out, scratch)
+        compiled(image.reshape(-1), layers, count, out, scratch)
         return out
 
     assert np.array_equal(drawn(stages.LOOPS), cropmix(image, plan, (SIDE, SIDE)))
