@@ -14,8 +14,9 @@ import numba
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
-from numba import get_num_threads, prange, types
+from numba import prange, types
 
 from . import turbojpeg
 from .errors import DataError
@@ -174,11 +175,10 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
     whole_files = decode == "rgb"
 
     @parallel_jit
-    def loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises):
+    def loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises, chunks):
         destination, codes, epoch_shape = memory
         epoch = epoch_shape.shape[1]
         count = len(batch_indices)
-        chunks = get_num_threads()
         largest_file = 0  # of those that are copied, to be changed
         if not whole_files:
             for index in batch_indices:
@@ -297,9 +297,10 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         options, interpolation, raises = self._options, self._interpolation, self._on_error == "raise"
         kind = (self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode)
         loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, *kind)
+        threads = Compiler.num_threads  # of the loader; to ask numba for them takes 0.3 s to compile
 
         def decode(batch_indices, memory, metadata, storage_state):
-            return loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises)
+            return loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises, threads)
 
         return decode
 

@@ -11,7 +11,6 @@ import torch
 _torch_threads = torch.get_num_threads()
 
 import numba  # noqa: E402
-import numpy as np  # noqa: E402
 from ffcv.memory_managers import OSCacheManager, ProcessCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 
@@ -28,7 +27,14 @@ def _mapped_reader() -> Callable[..., Any]:
 
     def read(address, state):
         data, pointers, sizes = state
-        return data[address : address + sizes[np.searchsorted(pointers, address)]]
+        low, high = 0, len(pointers)
+        while low < high:  # np.searchsorted, which takes 0.3 s to compile
+            middle = (low + high) // 2
+            if pointers[middle] < address:
+                low = middle + 1
+            else:
+                high = middle
+        return data[address : address + sizes[low]]
 
     return Compiler.compile(read)
 
