@@ -80,7 +80,8 @@ def test_peers_deliver_all_images(name: str, job: Job, betons: dict[str, Path], 
         assert 0 <= levels.min() < 40 and 215 < levels.max() <= 255
         means = [stored_image(betons["jpg"], index).mean() for index in range(COUNT)]
         assert np.corrcoef(means, levels.mean(axis=(1, 2, 3)))[0, 1] > 0.5  # the images, in their order
-        assert (images != again)[1:].any(axis=(1, 2, 3)).all()  # drawn anew
+        drawn_anew = (images != again)[1:].any(axis=(1, 2, 3))
+        assert drawn_anew.mean() > 0.9  # of a long image the crop may be the central one, twice
 
 
 def _levels(mixup: peers.Mixup, image: np.ndarray) -> np.ndarray:

@@ -185,7 +185,16 @@ def test_a_sample_that_no_page_has_room_for_is_refused() -> None:
         _stored(KEPT["4:2:0"](), largest=999)
 
 
-@pytest.mark.parametrize("kind", ["4:2:0", "gray", "progressive", "restart markers"])
+@pytest.mark.parametrize("kind", ["4:2:0", "4:4:4", "gray", "RGB, not YCbCr", "progressive"])
+def test_what_is_shrunk_is_decoded_as_pillow_does(kind: str) -> None:
+    data = KEPT[kind]()
+    pixels = module._decode(data, *PHOTO.shape[:2])
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels, decode_rgb(data))
+    assert module._decode(data[: len(data) // 2], *PHOTO.shape[:2]) is None
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "gray", "RGB, not YCbCr", "progressive", "restart markers"])
 def test_an_eighth_of_the_size_tells_what_all_of_it_would(kind: str) -> None:
     """Damage is found whatever the size that a JPEG is decoded to, and there is no false alarm."""
     data = KEPT[kind]()
