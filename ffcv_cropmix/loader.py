@@ -27,7 +27,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.reader import Reader
-from ffcv.traversal_order import QuasiRandom
+from ffcv.traversal_order import QuasiRandom, Sequential
 from numba.core import config
 
 from .data.check import Beton, check_beton
@@ -132,9 +132,12 @@ class Loader(ffcv.loader.Loader):
 
     A batch is a view of memory that a later batch of the same pass overwrites, as FFCV's is: `clone` what you keep.
 
-    With `distributed`, a `seed` of None is drawn by process 0 and is the same in all. In sequential order without
-    `drop_last`, each sample is in exactly one process, for exact evaluation: the numbers of batches then may differ by
-    one. Otherwise some samples are repeated so that all have as many, as torch's DistributedSampler does.
+    With `distributed`, the order of one process is dealt out in turn: n batches of n processes hold what one process
+    has in a batch n times as large (not in quasi-random order, which depends on the batch size). A `seed` of None is
+    drawn by process 0 and is the same in all. Each process has as many samples: with `drop_last` the last few are left
+    out, without it some are repeated, as torch's DistributedSampler does. But in sequential order without `drop_last`
+    each sample is in exactly one process, for exact evaluation: the numbers of batches then may differ by one. The
+    processes are those of torch.distributed's default group.
 
     Args:
         num_workers: threads; below 1: as many as the process may use cores.
@@ -179,8 +182,11 @@ class Loader(ffcv.loader.Loader):
         if num_workers > most:
             raise ValueError(f"num_workers is at most {most}, the cores, got {num_workers}")
         _check_threads()
-        if distributed and seed is None:
-            seed = _common_seed()
+        self._rank, self._processes = 0, 1
+        if distributed:
+            self._rank, self._processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            if seed is None:
+                seed = _common_seed()
         self.failures: dict[int, DecodeError] = {}
         self.position = (0, 0)
         self._first_batch = 0
@@ -190,7 +196,7 @@ class Loader(ffcv.loader.Loader):
             num_workers=num_workers,
             os_cache=os_cache,
             order=order,
-            distributed=distributed,
+            distributed=False,  # its order of several processes is another than that of one: next_traversal_order
             seed=seed,
             indices=None if indices is None else _checked_indices(indices, samples),
             # FFCV takes the decoder out of the list, which would then lack it in the next loader
@@ -200,6 +206,7 @@ class Loader(ffcv.loader.Loader):
             batches_ahead=batches_ahead,
             recompile=recompile,
         )
+        self.distributed = self._args["distributed"] = distributed
         self.image_nodes = [node for node in self.graph.nodes if hasattr(getattr(node, "decoder", None), "failures")]
         if checksums and not self.image_nodes:
             raise ValueError("checksums=True: no decoder of this package reads an image of this loader")
@@ -270,11 +277,12 @@ class Loader(ffcv.loader.Loader):
         if isinstance(self.traversal_order, QuasiRandom):
             self.traversal_order.prepare_data_structures()  # it shuffles them in place, further with each pass
         order = super().next_traversal_order()
-        sampler = self.traversal_order.sampler
-        if sampler is not None and not sampler.shuffle and not self.drop_last:
-            # DistributedSampler deals samples out in turn, and repeats some at the end
-            order = order[: len(range(sampler.rank, len(self.indices), sampler.num_replicas))]
-        return order
+        count, processes = len(order), self._processes
+        if self.drop_last:
+            order = order[: count - count % processes]
+        elif not isinstance(self.traversal_order, Sequential):
+            order = np.resize(order, -(-count // processes) * processes)  # repeats the first ones
+        return order[self._rank :: processes]
 
     def __iter__(self) -> _Batches:
         _check_threads()
@@ -369,6 +377,5 @@ def _check_threads() -> None:
 def _common_seed() -> int:
     """A seed that process 0 draws for all."""
     seed = [int(np.random.randint(2**31 - 1))]
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(seed)
+    torch.distributed.broadcast_object_list(seed)
     return seed[0]

@@ -332,9 +332,11 @@ from ffcv.loader import OrderOption
 import torch
 rank, folder = int(sys.argv[2]), sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-for order, drop_last in ((OrderOption.SEQUENTIAL, False), (OrderOption.RANDOM, True)):
-    loader = Loader(sys.argv[1], 4, num_workers=1, pipelines=pipelines, order=order, distributed=True,
-                    drop_last=drop_last)
+for order, drop_last, seed in (("SEQUENTIAL", False, 1), ("RANDOM", False, None), ("RANDOM", True, 1),
+                               ("QUASI_RANDOM", True, 1)):
+    order = OrderOption[order]
+    loader = Loader(sys.argv[1], 4, num_workers=1, pipelines=pipelines, order=order, distributed=True, seed=seed,
+                    drop_last=drop_last, os_cache=order != OrderOption.QUASI_RANDOM)
     print(len(loader), loader.seed, *(int(label) for (labels,) in loader for label in labels))
 """
 
@@ -346,12 +348,17 @@ def test_processes_share_the_samples(betons, tmp_path: Path) -> None:
         out, error = process.communicate(timeout=200)
         assert process.returncode == 0, error
         lines.append([[int(number) for number in line.split()] for line in out.splitlines()])
-    sequential, random = zip(*lines)
+    sequential, repeating, *dropping = zip(*lines)
     assert sorted(label for _, _, *labels in sequential for label in labels) == list(range(COUNT))  # 13 + 12 + 12
     assert [batches for batches, *_ in sequential] == [4, 3, 3]
-    assert len({seed for _, seed, *_ in random}) == 1
-    drawn = [label for _, _, *labels in random for label in labels]
-    assert len(drawn) == len(set(drawn)) == 36
+    assert len({seed for _, seed, *_ in repeating}) == 1
+    drawn = [label for _, _, *labels in repeating for label in labels]
+    assert (len(drawn), set(drawn)) == (39, set(range(COUNT)))
+    for order, dealt in zip((OrderOption.RANDOM, OrderOption.QUASI_RANDOM), dropping):
+        cached = order != OrderOption.QUASI_RANDOM
+        alone = Loader(betons["raw"], 4, 1, cached, order, seed=1, pipelines={"image": None})
+        whole = [label for (labels,) in alone for label in labels.ravel().tolist()]
+        assert [label for turn in zip(*(labels for _, _, *labels in dealt)) for label in turn] == whole
 
 
 QUIET = """
