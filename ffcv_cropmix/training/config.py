@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -29,11 +30,14 @@ def _require(valid: bool, key: str, rule: str, value: object) -> None:
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     arch: str = "resnet18"
-    """Name of a torchvision classification architecture"""
+    """Name of a torchvision classification architecture; with timm installed, timm/NAME for one of its own"""
     pretrained: Switch = 0
     """Start from torchvision's ImageNet weights (downloaded); a head of another size starts afresh"""
     num_classes: int | None = None
     """Outputs of the model, at least 2; null: as many as the training set's sidecar names, else 1000"""
+
+    cifar_stem: Switch = 0
+    """A ResNet for images of 32 px: its first convolution 3 x 3 with stride 1, and no pooling after it"""
 
     def __post_init__(self) -> None:
         _require(self.num_classes is None or self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
@@ -83,7 +87,9 @@ class DataConfig:
 @dataclass(kw_only=True, slots=True)
 class LrConfig:
     lr: float = 0.5
-    """Peak learning rate, for training.batch_size images a step"""
+    """Peak learning rate, for the images of a step, or for lr.reference_batch_size"""
+    reference_batch_size: int | None = None
+    """Images a step that lr.lr is for: it is multiplied by the images of a step / this; null: it is not"""
     lr_schedule_type: Literal["cyclic", "step"] = "cyclic"
     """cyclic: linear up to lr_peak_epoch, linear to 0 at the end; step: times step_ratio every step_length epochs"""
     lr_peak_epoch: float = 2
@@ -95,6 +101,8 @@ class LrConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, "lr.lr", "> 0", self.lr)
+        reference = self.reference_batch_size
+        _require(reference is None or reference >= 1, "lr.reference_batch_size", ">= 1", reference)
         _require(0 <= self.lr_peak_epoch < math.inf, "lr.lr_peak_epoch", ">= 0", self.lr_peak_epoch)
         _require(0 < self.step_ratio < math.inf, "lr.step_ratio", "> 0", self.step_ratio)
         _require(self.step_length >= 1, "lr.step_length", ">= 1", self.step_length)
@@ -103,9 +111,11 @@ class LrConfig:
 @dataclass(kw_only=True, slots=True)
 class LoggingConfig:
     folder: str
-    """The run's own folder, made if missing: log, params.json, final_weights.pt"""
+    """The run's own folder, made if missing: log, params.json, checkpoint.pt, final_weights.pt, curves.png"""
     log_level: int = 1
     """0: evaluate after the last epoch only; 1: after every epoch"""
+    tensorboard: Switch = 1
+    """Write the log for TensorBoard as well"""
 
     def __post_init__(self) -> None:
         _require(self.log_level >= 0, "logging.log_level", ">= 0", self.log_level)
@@ -116,19 +126,24 @@ class ValidationConfig:
     batch_size: int = 512
     """Images a batch"""
     resolution: int = 224
-    """Side of the validation images, px: the central 224/256 of the shorter side, resized"""
+    """Side of the validation images, px"""
+    crop_ratio: float = 224 / 256
+    """They are the central square of this share of the shorter side, resized; 1: all of it"""
     lr_tta: Switch = 1
     """Average the outputs for each image and its mirror image"""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "validation.batch_size", ">= 1", self.batch_size)
         _require(self.resolution >= 1, "validation.resolution", ">= 1 px", self.resolution)
+        _require(0 < self.crop_ratio <= 1, "validation.crop_ratio", "in (0, 1]", self.crop_ratio)
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     batch_size: int = 512
-    """Images a step"""
+    """Images a step in each process; with global_batch_size, at most so many at once"""
+    global_batch_size: int | None = None
+    """Images a step of all processes together, in several parts where batch_size is smaller; null: batch_size each"""
     optimizer: Literal["sgd"] = "sgd"
     """SGD with momentum, not Nesterov's"""
     momentum: float = 0.9
@@ -139,28 +154,49 @@ class TrainingConfig:
     """Weight decay on normalisation layers and biases as well"""
     epochs: int = 30
     """Passes over the training set"""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bce: binary cross-entropy, summed over the classes"""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes"""
+    mixup: float = 0
+    """Mix images of a batch with others, and their labels: alpha of torchvision's MixUp; 0: off"""
+    cutmix: float = 0
+    """Likewise, alpha of torchvision's CutMix; with both, one of them is drawn for each batch"""
+    ema_decay: float = 0
+    """Decay a step of an average of the weights, which is evaluated and kept; 0: off"""
+    precision: Literal["bf16", "fp16", "fp32"] | None = None
+    """fp16: with scaled losses; null: bf16 on a GPU, fp32 on the CPU"""
+    compile: Switch = 0
+    """Compile the model with torch.compile, anew for each resolution"""
+    sync_bn: Switch = 0
+    """Batch normalisation over all processes; on GPUs only"""
     distributed: Switch = 0
-    """Train on dist.world_size processes; one process is all there is so far"""
+    """Train in dist.world_size processes on this machine; torchrun does the same, on many, without it"""
     use_blurpool: Switch = 0
     """Blur before strided convolutions of at least 16 input channels"""
+    eval_only: Switch = 0
+    """Evaluate the checkpoint or the weights that `resume` names, and do not train"""
     seed: int = 0
     """Of initial weights, order and augmentation, 0 to 2**32 - 1"""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
+        whole = self.global_batch_size
+        _require(whole is None or whole >= 1, "training.global_batch_size", ">= 1", whole)
         _require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
         _require(0 <= self.weight_decay < math.inf, "training.weight_decay", ">= 0", self.weight_decay)
         _require(self.epochs >= 1, "training.epochs", ">= 1", self.epochs)
         _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
+        _require(0 <= self.mixup < math.inf, "training.mixup", ">= 0", self.mixup)
+        _require(0 <= self.cutmix < math.inf, "training.cutmix", ">= 0", self.cutmix)
+        _require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
         _require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
 
 
 @dataclass(kw_only=True, slots=True)
 class DistConfig:
     world_size: int = 1
-    """Processes, one per GPU; counts with training.distributed only"""
+    """Processes, one for each GPU; counts with training.distributed only"""
     address: str = "localhost"
     """Host of the first process"""
     port: int = 12355
@@ -215,13 +251,12 @@ class Config:
     """What the run leaves behind"""
     dist: DistConfig
     """Several processes"""
+    resume: str | None = None
+    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
 
     def __post_init__(self) -> None:
-        if self.training.distributed and self.dist.world_size > 1:
-            raise ValueError(
-                f"training.distributed=1 with dist.world_size={self.dist.world_size}: "
-                "this trainer runs in one process; set training.distributed=0"
-            )
+        if self.training.eval_only and self.resume is None:
+            raise ValueError("training.eval_only=1 needs what to evaluate: --resume=FILE, a checkpoint or weights")
 
 
 class _Parser(ArgumentParser):
@@ -233,7 +268,7 @@ class _Parser(ArgumentParser):
 
 def _shorten(message: str) -> str:
     """jsonargparse's message without its vocabulary: `training.epochs: expected int, got 'many'`."""
-    sections = get_type_hints(Config)
+    sections = {name: hint for name, hint in get_type_hints(Config).items() if is_dataclass(hint)}
     mistyped = re.search(r'^Parser key "(\w+)\.(\w+)":(?:.|\n)*(?:Got value|Given value): (.*)', message)
     if mistyped:
         section, key, value = mistyped.groups()
@@ -241,7 +276,7 @@ def _shorten(message: str) -> str:
     unknown = re.match(r"unrecognized arguments: --([\w.]+)|Group '(\w+)' does not accept option '(\w+)'", message)
     if unknown:
         name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
-        keys = [f"{name}.{key.name}" for name, section in sections.items() for key in fields(section)]
+        keys = ["resume", *(f"{name}.{key.name}" for name, section in sections.items() for key in fields(section))]
         close = difflib.get_close_matches(name, keys, n=3, cutoff=0.8)
         return f"there is no option {name}" + (f"; close to it: {', '.join(close)}" if close else "")
     return message
@@ -253,6 +288,20 @@ def _type_name(hint: Any) -> str:
     if get_args(hint):
         return " or ".join(_type_name(part) for part in get_args(hint))
     return "null" if hint is type(None) else hint.__name__
+
+
+def _file_first(arguments: Sequence[str] | None) -> list[str]:
+    """The arguments (default: the command line's), if no file comes after an option that it would silently undo."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    override = ""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in ("--config-file", "--config"):
+            if override:
+                usage_error(f"{name} comes after {override}, which it would override: put the file first")
+        elif name.startswith("--") and name != "--print_config":
+            override = argument
+    return arguments
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
@@ -268,13 +317,13 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     )
     parser.add_argument("--config-file", "--config", action="config", help="YAML file; options after it override it")
     parser.add_class_arguments(Config)
-    options = parser.parse_args(arguments)
-    sections = [section.name for section in fields(Config)]
+    options = parser.parse_args(_file_first(arguments))
+    sections = [section.name for section in fields(Config) if is_dataclass(get_type_hints(Config)[section.name])]
     for section in sections:
         if not isinstance(options[section], Namespace):
             usage_error(f"{section}: expected a section of options, got {options[section]!r}")
     try:
         options = parser.instantiate(options)
-        return Config(**{section: options[section] for section in sections})
+        return Config(**{key.name: options[key.name] for key in fields(Config)})
     except ValueError as error:
         usage_error(str(error))
