@@ -1,9 +1,9 @@
-"""Train an image classifier on .beton files, with CropMix or RandomResizedCrop, on one GPU or on the CPU.
+"""Train an image classifier on .beton files, with CropMix or RandomResizedCrop, on GPUs or on the CPU.
 
 python train_imagenet.py --config-file rn50_configs/rn50_16_epochs.yaml \
     --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/rn50
 
-Options: --help, or ffcv_cropmix/training/config.py.
+On several GPUs: torchrun --nproc-per-node=8 train_imagenet.py ... Options: --help, or ffcv_cropmix/training/config.py.
 """
 
 from __future__ import annotations
@@ -14,96 +14,144 @@ if __name__ == "__main__":
     CONFIG = parse_config()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
 import math
-import os
-import time
+import signal
+import sys
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.loader import OrderOption
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import nn
 
-from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader, check_beton
-from ffcv_cropmix.data.sidecar import read_sidecar
+from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
 from ffcv_cropmix.errors import DataError, run_program, usage_error
-from ffcv_cropmix.evaluation.accuracy import evaluate
-from ffcv_cropmix.evaluation.calibration import rms_calibration_error
+from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.progress import progress
-from ffcv_cropmix.training.logs import EpochRecord, RunLog
+from ffcv_cropmix.training.checkpoint import Checkpoint, Progress, read_weights
+from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.distributed import Processes, StopSignal, join, seed_step, split_batch
+from ffcv_cropmix.training.logs import EpochRecord, Meter, RunLog, augmentation
 from ffcv_cropmix.training.models import (
     NormalizedModel,
+    average_weights,
     check_arch,
     check_resolutions,
+    choose_precision,
     create_network,
+    estimate_bytes,
+    mixed_precision,
     parameter_groups,
 )
+from ffcv_cropmix.training.objective import create_loss, create_mixing
 from ffcv_cropmix.training.schedules import lr_schedule, resolution
 
-CENTER_CROP_RATIO = 224 / 256
 RRC_SCALE = 0.08  # smallest crop of the plain RandomResizedCrop, as a share of the image
 
 
 def train(config: Config) -> None:
-    """Train as `config` says; leave log and weights in `logging.folder`, and print a closing table."""
+    """Train as `config` says; leave log, checkpoint and weights in `logging.folder`, and print a closing table."""
     training = config.training
+    processes = join(config)
+    device, precision = processes.device, choose_precision(config, processes.device)
     torch.manual_seed(training.seed)
     torch.backends.cudnn.benchmark = True
-    torch.set_num_threads(worker_count(None))  # importing FFCV set it to 1
-    device = choose_device(config.data.gpu)
+    torch.set_num_threads(processes.cores)  # importing FFCV set it to 1
 
     # What can be wrong is found before anything takes long.
     try:
         check_arch(config.model.arch)
+        batch_size, parts = split_batch(training.batch_size, training.global_batch_size, processes.count)
     except ValueError as error:
         usage_error(str(error))
+    images_a_step = batch_size * parts * processes.count
     classes = config.model.num_classes or count_classes(config.data.train_dataset)
     images_to_train = check_dataset(config.data.train_dataset, classes)
     images_to_validate = check_dataset(config.data.val_dataset, classes)
-    if training.batch_size > images_to_train:
-        usage_error(f"training.batch_size={training.batch_size} is more than {images_to_train}, the whole training set")
+    if images_a_step > images_to_train:
+        usage_error(f"{images_a_step} images a step are more than {images_to_train}, the whole training set")
 
     resolutions = [resolution(epoch, config.resolution) for epoch in range(training.epochs)]
-    model = create_model(config, classes, resolutions, device)
+    model = create_model(config, classes, resolutions, processes)
+    average = average_weights(model.network, training.ema_decay) if training.ema_decay else None
+    evaluated = NormalizedModel(average.module).to(device) if average else model
     optimizer = torch.optim.SGD(
         parameter_groups(model, training.weight_decay, bn_wd=bool(training.bn_wd)),
         lr=config.lr.lr,
         momentum=training.momentum,
+        fused=True,
     )
-    lr_at = lr_schedule(config.lr, training.epochs)
-    criterion = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+    lr_at = lr_schedule(config.lr, training.epochs, images_a_step)
+    loss_of, mix = create_loss(training), create_mixing(training, classes)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
 
     decoder = create_decoder(config)
-    train_loader = create_train_loader(config, decoder, device)
-    val_loader = create_val_loader(config, device)
-    log = RunLog(config)
-    print(
-        f"{config.model.arch} with {classes} classes on {device}: {images_to_train:,} images to train on, "
-        f"{training.batch_size} a step, {images_to_validate:,} to validate on"
-    )
+    train_loader = create_train_loader(config, decoder, batch_size, processes)
+    val_loader = create_val_loader(config, processes)
+    steps = len(train_loader) // parts
 
-    for epoch, side in enumerate(resolutions):
+    saved = Path(config.logging.folder) / "checkpoint.pt"
+    averaged = {"ema": average} if average else {}
+    checkpoint = Checkpoint(config, images_a_step, model=model.network, optimizer=optimizer, scaler=scaler, **averaged)
+    done = Progress()
+    if config.resume and (config.resume != "auto" or saved.exists()):
+        done = checkpoint.load(saved if config.resume == "auto" else Path(config.resume))
+        train_loader.load_state_dict({**train_loader.state_dict(), "epoch": done.epoch, "batch": done.step * parts})
+    log = RunLog(config, done.records if config.resume else None) if processes.first else None
+    stop = StopSignal(processes)
+    if log:
+        half = precision != "fp32"
+        size = estimate_bytes(model.network, batch_size, max(resolutions), half=half, averaged=bool(average))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print(
+            f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {classes:,} classes; {images_to_train:,} "
+            f"images, {images_a_step:,} a step ({processes.count} processes x {parts} x {batch_size}), "
+            f"{training.epochs} epochs, {min(resolutions)} to {max(resolutions)} px, {augmentation(config)}; "
+            f"{images_to_validate:,} to validate on; {device.type}, {precision}, about {size / 2**30:.1f} GiB each"
+        )
+
+    for epoch in range(done.epoch, training.epochs):
+        side = resolutions[epoch]
         decoder.output_size = (side, side)
         model.train()
-        steps = len(train_loader)
-        loss_sum = torch.zeros((), device=device)  # read once an epoch: reading waits for the GPU
-        started = first_batch = time.perf_counter()
-        for step, (images, labels) in enumerate(progress(train_loader, total=steps, desc=f"epoch {epoch + 1}")):
-            if step == 0:
-                first_batch = time.perf_counter()
+        loss_sum = torch.tensor(done.loss_sum, device=device)  # read once an epoch: reading waits for the GPU
+        meter = Meter(images_a_step, announce=log is not None and epoch == done.epoch == 0)
+        batches = meter.watch(train_loader)
+        todo: Any = range(done.step, steps)
+        if log:
+            todo = progress(todo, steps, f"epoch {epoch + 1}", "steps", initial=done.step, status=meter.status)
+        for step in todo:
+            seed_step(training.seed, epoch, step, processes.rank)
             lr = lr_at(epoch + (step + 0.5) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            with mixed_precision(device):
-                loss = criterion(model(images), labels)
+            for part in range(1, parts + 1):
+                images, labels = mix(*next(batches))
+                with processes.exchange(trained, part == parts):
+                    with mixed_precision(device, precision):
+                        loss = loss_of(trained(images), labels) / parts
+                    scaler.scale(loss).backward()
+                loss_sum += loss.detach()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach()
-        train_loss = loss_sum.item() / steps
-        ended = time.perf_counter()
+            if average:
+                average.update_parameters(model.network)
+            meter.step(loss_sum, step + 1, lr)
+
+            if (number := stop.agreed()) and step + 1 < steps:
+                seconds, loss = done.seconds + meter.seconds, float(processes.mean(loss_sum))
+                if log:
+                    checkpoint.save(saved, Progress(epoch, step + 1, loss, seconds, done.records))
+                    name = signal.Signals(number).name
+                    print(f"{name}: stopped after step {step + 1} of epoch {epoch + 1}; --resume=auto goes on there")
+                sys.exit(128 + number)
+        batches.close()
+        train_loss = float(processes.mean(loss_sum)) / steps
+        meter.finish()
 
         if not math.isfinite(train_loss):
             raise DataError(f"the training loss is {train_loss} after epoch {epoch + 1}: try a smaller lr.lr")
@@ -112,63 +160,64 @@ def train(config: Config) -> None:
             train_loss=train_loss,
             lr=lr,
             resolution=side,
-            images_per_second=steps * training.batch_size / (ended - first_batch),
-            seconds=ended - started,
+            images_per_second=meter.images_per_second,
+            seconds=done.seconds + meter.seconds,
+            waiting=meter.waiting,
         )
         if config.logging.log_level > 0 or epoch == training.epochs - 1:
-            with mixed_precision(device):
-                result = evaluate(model, val_loader, num_classes=classes, flip_tta=bool(config.validation.lr_tta))
-            record.top_1, record.top_5, record.val_loss = result.top_1, result.top_5, result.loss
-            record.rms_calibration_error = rms_calibration_error(result.confidence, result.correct)
-        log.add(record)
+            processes.share_buffers(evaluated)
+            record.add(validate(config, evaluated, val_loader, classes, processes))
+        done = Progress(epoch + 1, records=[*done.records, record.entries()])
+        if log:
+            log.add(record)
+            checkpoint.save(saved, done)
 
-    log.save_weights(model.network)
-    print(log.closing_table())
-
-
-def choose_device(gpu: int) -> torch.device:
-    """The GPU of that index, or the CPU where CUDA is not available."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if gpu >= torch.cuda.device_count():
-        usage_error(f"data.gpu={gpu}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
-    torch.cuda.set_device(gpu)
-    return torch.device("cuda", gpu)
+    if log:
+        log.finish(evaluated.network)
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU (needs no loss scaling); float32 on the CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def count_classes(path: str) -> int:
-    """As many classes as the dataset's sidecar names; without one, ImageNet's 1000."""
-    sidecar = read_sidecar(path)
-    return len(sidecar.classes) if sidecar else 1000
-
-
-def check_dataset(path: str, num_classes: int) -> int:
-    """How many images a .beton file holds; DataError if it is not sound, or has labels that the model does not."""
-    beton = check_beton(path)
-    missing = {"image", "label"} - beton.fields.keys()
-    if missing:
-        raise DataError(f"{path} has no field {' and no field '.join(sorted(missing))}")
-    labels = beton.column("label")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"{path}: sample {wrong[0]} is of class {labels[wrong[0]]}, the model's are 0 to {num_classes - 1}; "
-            "set model.num_classes"
-        )
-    return len(labels)
-
-
-def create_model(config: Config, num_classes: int, resolutions: list[int], device: torch.device) -> NormalizedModel:
-    """The network behind its normalisation, on the device, channels last."""
-    pretrained, blurpool = bool(config.model.pretrained), bool(config.training.use_blurpool)
+def evaluate_only(config: Config) -> None:
+    """Evaluate the weights of `resume` on the validation set, in one process."""
+    processes = join(config)
+    path = Path(config.logging.folder) / "checkpoint.pt" if config.resume == "auto" else Path(str(config.resume))
+    weights = read_weights(path)
+    classes = config.model.num_classes or count_classes(config.data.val_dataset)
+    check_dataset(config.data.val_dataset, classes)
+    model = create_model(config, classes, [], processes)
     try:
-        network = create_network(config.model.arch, num_classes, pretrained=pretrained, blurpool=blurpool)
-        model = NormalizedModel(network).to(device).to(memory_format=torch.channels_last)
+        model.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit {config.model.arch} with {classes} classes: {error}") from error
+    result = validate(config, model, create_val_loader(config, processes), classes, processes)
+    if processes.first:
+        print(
+            f"top-1 {result.top_1:.2f} %, top-5 {result.top_5:.2f} %, loss {result.loss:.4f}, "
+            f"RMS calibration error {result.rms_calibration_error:.2f} %"
+        )
+
+
+def validate(config: Config, model: nn.Module, loader: Loader, classes: int, processes: Processes) -> Evaluation:
+    """Evaluate on the validation set; all processes get the result of all."""
+    batches = progress(loader, len(loader), "validation") if processes.first else loader
+    with mixed_precision(processes.device, choose_precision(config, processes.device)):
+        return evaluate(model, batches, num_classes=classes, flip_tta=bool(config.validation.lr_tta))
+
+
+def create_model(config: Config, num_classes: int, resolutions: list[int], processes: Processes) -> NormalizedModel:
+    """The network behind its normalisation, on the device, channels last."""
+    try:
+        network = create_network(
+            config.model.arch,
+            num_classes,
+            pretrained=bool(config.model.pretrained),
+            blurpool=bool(config.training.use_blurpool),
+            cifar_stem=bool(config.model.cifar_stem),
+        )
+        if config.training.sync_bn and processes.count > 1:
+            if processes.device.type == "cpu":
+                raise ValueError("training.sync_bn=1: torch synchronises batch normalisation on GPUs only")
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        model = NormalizedModel(network).to(processes.device).to(memory_format=torch.channels_last)
         check_resolutions(model, [*resolutions, config.validation.resolution])
     except ValueError as error:
         usage_error(str(error))
@@ -192,47 +241,46 @@ def create_decoder(config: Config) -> CropMixRGBImageDecoder:
     )
 
 
-def create_train_loader(config: Config, decoder: CropMixRGBImageDecoder, device: torch.device) -> Loader:
+def create_train_loader(
+    config: Config, decoder: CropMixRGBImageDecoder, batch_size: int, processes: Processes
+) -> Loader:
     """Batches of images, uint8 (N, 3, H, W), and labels, int64 (N,), on the device, in random order."""
     return Loader(
         config.data.train_dataset,
-        batch_size=config.training.batch_size,
-        num_workers=worker_count(config.data.num_workers),
+        batch_size=batch_size,
+        num_workers=min(config.data.num_workers or processes.cores, processes.cores),
         os_cache=bool(config.data.in_memory),
         order=OrderOption.RANDOM if config.data.in_memory else OrderOption.QUASI_RANDOM,
+        distributed=processes.count > 1,
         seed=config.training.seed,
         drop_last=True,
-        pipelines=pipelines(decoder, device),
+        pipelines=pipelines(decoder, processes.device),
     )
 
 
-def create_val_loader(config: Config, device: torch.device) -> Loader:
-    """The same of every validation image, in the file's order."""
+def create_val_loader(config: Config, processes: Processes) -> Loader:
+    """The same of the validation images, in the file's order: each in exactly one process."""
     side = config.validation.resolution
+    decoder = CenterCropRGBImageDecoder((side, side), ratio=config.validation.crop_ratio)
     return Loader(
         config.data.val_dataset,
         batch_size=config.validation.batch_size,
-        num_workers=worker_count(config.data.num_workers),
+        num_workers=min(config.data.num_workers or processes.cores, processes.cores),
         os_cache=bool(config.data.in_memory),
         order=OrderOption.SEQUENTIAL,
+        distributed=processes.count > 1,
         drop_last=False,
-        pipelines=pipelines(CenterCropRGBImageDecoder((side, side), ratio=CENTER_CROP_RATIO), device),
+        pipelines=pipelines(decoder, processes.device),
     )
 
 
 def pipelines(decoder: Any, device: torch.device) -> dict[str, list[Any]]:
-    """What happens to the fields of a sample."""
+    """What happens to the fields of a sample. FFCV copies to the GPU on a stream of its own, while the model works."""
     return {
         "image": [decoder, ToTensor(), ToDevice(device), ToTorchImage()],
         "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
     }
 
 
-def worker_count(wanted: int | None) -> int:
-    """At most the cores that this process may use: FFCV refuses more."""
-    allowed = len(os.sched_getaffinity(0))
-    return min(wanted or allowed, allowed)
-
-
 if __name__ == "__main__":
-    run_program(lambda: train(CONFIG))
+    run_program(lambda: evaluate_only(CONFIG) if CONFIG.training.eval_only else train(CONFIG))

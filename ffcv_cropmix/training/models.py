@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .config import Config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,6 +24,7 @@ _NORM_LAYERS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+_TIMM = "timm/"
 _BLURPOOL_MIN_CHANNELS = 16  # leaves the stem, whose input is the image, as it is
 
 
@@ -87,28 +92,69 @@ class NormalizedModel(nn.Module):
 
 
 def check_arch(arch: str) -> None:
-    """Raise ValueError, naming close ones, if torchvision has no classification architecture of that name."""
-    known = torchvision.models.list_models(module=torchvision.models)
+    """Raise ValueError, naming close ones, if there is no classification architecture of that name."""
+    library, known = "torchvision", torchvision.models.list_models(module=torchvision.models)
+    if arch.startswith(_TIMM):
+        try:
+            import timm
+        except ImportError:
+            raise ValueError(f"model.arch: {arch} needs timm, which is not installed: pip install timm") from None
+        library, known = "timm", [_TIMM + name for name in timm.list_models()]
     if arch not in known:
         close = difflib.get_close_matches(arch, known, n=3)
         hint = f"close to it: {', '.join(close)}" if close else f"known are {', '.join(known)}"
-        raise ValueError(f"model.arch: torchvision has no architecture {arch!r}; {hint}")
+        raise ValueError(f"model.arch: {library} has no architecture {arch!r}; {hint}")
 
 
-def create_network(arch: str, num_classes: int, *, pretrained: bool = False, blurpool: bool = False) -> nn.Module:
-    """A torchvision classifier that takes normalised float images (N, 3, H, W).
+def apply_cifar_stem(network: nn.Module) -> None:
+    """Make a torchvision ResNet one for images of 32 px, in place: its first convolution 3 x 3, no pooling.
+
+    Source: He et al. 2015, arXiv 1512.03385, section 4.2.
+
+    Raises:
+        ValueError: it is no ResNet.
+    """
+    if not isinstance(network, torchvision.models.ResNet):
+        raise ValueError(f"model.cifar_stem=1 is for torchvision's ResNets, not for {type(network).__name__}")
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+
+
+def create_network(
+    arch: str, num_classes: int, *, pretrained: bool = False, blurpool: bool = False, cifar_stem: bool = False
+) -> nn.Module:
+    """A classifier that takes normalised float images (N, 3, H, W).
 
     Args:
-        arch: name of a torchvision classification architecture, such as resnet50.
+        arch: name of a torchvision classification architecture, such as resnet50, or timm/NAME.
         num_classes: outputs.
         pretrained: start from torchvision's default weights; parameters whose shape depends on `num_classes` and does
             not fit start afresh, and are named.
         blurpool: see `apply_blurpool`.
+        cifar_stem: see `apply_cifar_stem`.
 
     Raises:
-        ValueError: torchvision has no such architecture; names close ones.
+        ValueError: there is no such architecture; names close ones. Or the stem does not fit.
     """
     check_arch(arch)
+    create = _create_timm if arch.startswith(_TIMM) else _create_torchvision
+    network = create(arch, num_classes, pretrained)
+    if cifar_stem:
+        apply_cifar_stem(network)
+    if blurpool:
+        apply_blurpool(network)
+    return network
+
+
+def _create_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(arch.removeprefix(_TIMM), pretrained=pretrained, num_classes=num_classes)
+    return network
+
+
+def _create_torchvision(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
     options: dict[str, Any] = {}
     if arch in ("googlenet", "inception_v3"):  # auxiliary heads off; pretrained, they expect another normalisation
         options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained)}
@@ -120,8 +166,6 @@ def create_network(arch: str, num_classes: int, *, pretrained: bool = False, blu
         network.load_state_dict(fitting, strict=False)
         afresh = sorted(own.keys() - fitting.keys())
         print(f"pretrained weights loaded{'; afresh: ' + ', '.join(afresh) if afresh else ''}")
-    if blurpool:
-        apply_blurpool(network)
     return network
 
 
@@ -151,3 +195,46 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = Fal
         {"params": [p for p in model.parameters() if p not in exempt], "weight_decay": weight_decay},
         {"params": [p for p in model.parameters() if p in exempt], "weight_decay": 0.0},
     ]
+
+
+def average_weights(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential average of the network's weights and statistics; `decay` is a step's. `module` is the network."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def choose_precision(config: Config, device: torch.device) -> str:
+    """What `training.precision` says, else bf16 on a GPU: it needs no scaled losses."""
+    return config.training.precision or ("bf16" if device.type == "cuda" else "fp32")
+
+
+def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch.autocast(device.type, kind, enabled=precision != "fp32")
+
+
+def estimate_bytes(network: nn.Module, images: int, side: int, *, half: bool, averaged: bool) -> int:
+    """Memory that training takes: parameters, gradients, momentum, and what the forward pass keeps for the backward.
+
+    From a pass without data (on torch's meta device); what libraries and the allocator add is not counted.
+
+    Args:
+        images: at once.
+        side: of them, px.
+        half: kept in 16 bits.
+        averaged: with an average of the weights.
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    parameters = {parameter.untyped_storage()._cdata: parameter.nbytes for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(torch.empty(images, 3, side, side, device="meta"))
+    del outputs  # until here storages are alive, and their addresses their own
+    activations = sum(size for storage, size in kept.items() if storage not in parameters)
+    return sum(parameters.values()) * (4 if averaged else 3) + activations // (2 if half else 1)

@@ -26,20 +26,22 @@ def step_lr(position: float, *, lr: float, step_ratio: float, step_length: int) 
     return lr * step_ratio ** (position // step_length)
 
 
-def lr_schedule(config: LrConfig, epochs: int) -> Callable[[float], float]:
+def lr_schedule(config: LrConfig, epochs: int, images: int) -> Callable[[float], float]:
     """The learning rate as a function of the epochs done, with fractions: one value for each step of the optimiser.
 
     A cyclic peak beyond the run moves to its middle, and this is said: such a run would never leave the warm-up.
+
+    Args:
+        images: of a step; counts if the configuration has a reference_batch_size.
     """
+    lr = config.lr * images / (config.reference_batch_size or images)
     if config.lr_schedule_type == "step":
-        return lambda position: step_lr(
-            position, lr=config.lr, step_ratio=config.step_ratio, step_length=config.step_length
-        )
+        return lambda position: step_lr(position, lr=lr, step_ratio=config.step_ratio, step_length=config.step_length)
     peak_epoch = config.lr_peak_epoch
     if peak_epoch >= epochs:
         peak_epoch = epochs / 2
         print(f"lr.lr_peak_epoch={config.lr_peak_epoch:g} is beyond the {epochs} epochs: moved to {peak_epoch:g}")
-    return lambda position: cyclic_lr(position, lr=config.lr, peak_epoch=peak_epoch, epochs=epochs)
+    return lambda position: cyclic_lr(position, lr=lr, peak_epoch=peak_epoch, epochs=epochs)
 
 
 def resolution(epoch: int, config: ResolutionConfig) -> int:

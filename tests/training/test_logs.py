@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.training.config import Config, parse_config
-from ffcv_cropmix.training.logs import EpochRecord, RunLog
+from ffcv_cropmix.training.logs import EpochRecord, Meter, RunLog
 
 
 def _config(folder: Path, *options: str) -> Config:
@@ -22,13 +23,24 @@ def _config(folder: Path, *options: str) -> Config:
             "--data.val_dataset=v",
             f"--logging.folder={folder}",
             "--training.epochs=2",
+            "--logging.tensorboard=0",
             *options,
         ]
     )
 
 
+TRAINED: dict = {
+    "train_loss": 0.5,
+    "lr": 0.1,
+    "resolution": 48,
+    "images_per_second": 200.0,
+    "seconds": 40.0,
+    "waiting": 1.25,
+}
+
+
 def _record(epoch: int, **evaluated: float) -> EpochRecord:
-    record = EpochRecord(epoch=epoch, train_loss=0.5, lr=0.1, resolution=48, images_per_second=200.0, seconds=40.0)
+    record = EpochRecord(epoch=epoch, **TRAINED)
     for name, value in evaluated.items():
         setattr(record, name, value)
     return record
@@ -50,37 +62,56 @@ def test_one_json_line_an_epoch_without_what_was_not_measured(tmp_path: Path, ca
     log.add(_record(0))
     log.add(_record(1, **EVALUATED))
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    trained = {"train_loss": 0.5, "lr": 0.1, "resolution": 48, "images_per_second": 200.0, "seconds": 40.0}
-    assert lines == [{"epoch": 0, **trained}, {"epoch": 1, **trained, **EVALUATED}]
+    assert lines == [{"epoch": 0, **TRAINED}, {"epoch": 1, **TRAINED, **EVALUATED}]
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 1/2: 48 px, lr 0.1, 200 images/s, train loss 0.500",
-        "epoch 2/2: 48 px, lr 0.1, 200 images/s, train loss 0.500, top-1 97.50 %",
+        "epoch 1/2: 48 px, lr 0.1, 200 images/s, 1.2 % waiting, train loss 0.500",
+        "epoch 2/2: 48 px, lr 0.1, 200 images/s, 1.2 % waiting, train loss 0.500, top-1 97.50 %",
     ]
 
 
 def test_weights_are_the_plain_state_dict(tmp_path: Path) -> None:
     log = RunLog(_config(tmp_path))
+    log.add(_record(0, **EVALUATED))
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    log.save_weights(network)
+    log.finish(network)
     weights = torch.load(tmp_path / "final_weights.pt", weights_only=True)
     assert list(weights) == list(network.state_dict())
     assert torch.equal(weights["0.weight"], network[0].weight)
 
 
-def test_a_failed_write_leaves_the_old_weights_and_no_temporary_file(tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_log_has_what_the_checkpoint_has(tmp_path: Path) -> None:
     log = RunLog(_config(tmp_path))
-    log.save_weights(nn.Linear(2, 3))
-    before = log.weights.read_bytes()
+    for epoch in range(3):
+        log.add(_record(epoch))
+    resumed = RunLog(_config(tmp_path), [_record(epoch).entries() for epoch in range(2)])  # killed before the third
+    assert [record.epoch for record in resumed.records] == [0, 1]
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1]
+    resumed.add(_record(2))
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1, 2]
 
-    def fail(_: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        log.save_weights(nn.Linear(2, 3))
-    assert log.weights.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["final_weights.pt", "params.json"]
+def test_tensorboard_gets_what_the_log_gets(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(_config(tmp_path, "--logging.tensorboard=1"))
+    log.add(_record(0))
+    log.add(_record(1, **EVALUATED))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("top_1")] == [(1, 97.5)]
+    assert [event.value for event in events.Scalars("images_per_second")] == [200, 200]
+
+
+def test_a_meter_counts_what_it_waited_for(monkeypatch) -> None:
+    clock = iter([0, 0, 10, 11, 13, 15, 16, 20, 20])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    meter = Meter(64)  # started at 0
+    for step, batch in enumerate(meter.watch("ab"), start=1):  # asked at 0: came at 10; asked at 13: came at 15
+        assert batch in "ab"
+        meter.step(torch.tensor(3.0 * step), step, 0.1)  # at 11 and 16
+    assert meter.status() == "21 images/s, loss 3.000, lr 0.1, 33.3 % waiting"  # from 10 to 16
+    meter.finish()
+    assert (meter.seconds, meter.images_per_second, meter.waiting) == (20, 12.8, 20)
 
 
 def test_closing_table(tmp_path: Path) -> None:
@@ -89,7 +120,7 @@ def test_closing_table(tmp_path: Path) -> None:
     log.add(_record(1, **EVALUATED))
     rows = dict(line.split("  ", 1) for line in log.closing_table().splitlines())
     assert {name: value.strip() for name, value in rows.items()} == {
-        "model": "resnet18, 2 epochs, CropMix 234",
+        "model": "resnet18, 2 epochs, CropMix 234 mixup",
         "top-1": "97.50 %",
         "top-5": "99.25 %",
         "validation loss": "0.1250",
@@ -97,6 +128,7 @@ def test_closing_table(tmp_path: Path) -> None:
         "training loss": "0.5000",
         "training images/s": "200",
         "training time": "1 min 20 s",
+        "waiting for images": "1.2 % of the time",
         "weights": str(tmp_path / "final_weights.pt"),
     }
 

@@ -13,24 +13,30 @@ from ffcv_cropmix.training.schedules import lr_schedule, resolution
     [(0, 0), (0.5, 0.425), (1, 0.85), (2, 1.7), (2.5, 1.7 * 13.5 / 14), (9, 0.85), (15.5, 1.7 * 0.5 / 14), (16, 0)],
 )
 def test_cyclic_is_linear_up_to_the_peak_and_down_to_zero(position: float, expected: float) -> None:
-    lr_at = lr_schedule(LrConfig(lr=1.7, lr_peak_epoch=2), epochs=16)
+    lr_at = lr_schedule(LrConfig(lr=1.7, lr_peak_epoch=2), epochs=16, images=512)
     assert lr_at(position) == pytest.approx(expected, abs=1e-12)
 
 
 def test_cyclic_peak_at_the_start_only_decays() -> None:
-    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=0), epochs=4)
+    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=0), epochs=4, images=512)
     assert [lr_at(epoch) for epoch in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
 @pytest.mark.parametrize(("position", "expected"), [(0, 0.1), (29.99, 0.1), (30, 0.05), (59.5, 0.05), (60, 0.025)])
 def test_step_drops_every_step_length(position: float, expected: float) -> None:
     config = LrConfig(lr=0.1, lr_schedule_type="step", step_ratio=0.5, step_length=30)
-    assert lr_schedule(config, epochs=90)(position) == pytest.approx(expected)
+    assert lr_schedule(config, epochs=90, images=512)(position) == pytest.approx(expected)
+
+
+def test_the_rate_is_for_the_reference_batch() -> None:
+    for images, expected in ((1024, 1.7), (4096, 6.8), (256, 0.425)):
+        config = LrConfig(lr=1.7, reference_batch_size=1024, lr_peak_epoch=2)
+        assert lr_schedule(config, 16, images)(2) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("peak", "epochs"), [(2, 1), (2, 2), (5, 3)])
 def test_peak_beyond_the_run_moves_to_its_middle_and_says_so(peak: int, epochs: int, capsys) -> None:
-    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=peak), epochs=epochs)
+    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=peak), epochs=epochs, images=512)
     assert lr_at(epochs / 2) == 1.0
     assert lr_at(epochs / 4) == lr_at(epochs * 3 / 4) == pytest.approx(0.5)
     assert capsys.readouterr().out == (
@@ -39,7 +45,7 @@ def test_peak_beyond_the_run_moves_to_its_middle_and_says_so(peak: int, epochs: 
 
 
 def test_peak_inside_the_run_stays_and_nothing_is_said(capsys) -> None:
-    assert lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=2), epochs=3)(2) == 1.0
+    assert lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=2), epochs=3, images=512)(2) == 1.0
     assert capsys.readouterr().out == ""
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +18,10 @@ import pytest
 import torch
 import torchvision
 
-from ffcv_cropmix.errors import run_program
+from ffcv_cropmix.errors import DataError, run_program
+from ffcv_cropmix.training.checkpoint import read
 from ffcv_cropmix.training.config import parse_config
+from ffcv_cropmix.training.distributed import Processes
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = 3
@@ -119,18 +124,25 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
         assert line["seconds"] > 48 / line["images_per_second"] > 0
     assert json.loads((folder / "params.json").read_text())["cropmix"]["scale"] == 0.3
 
+    assert lines[0]["waiting"] >= 0
     weights = torch.load(folder / "final_weights.pt", weights_only=True)
     torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(weights)
     assert weights["bn1.num_batches_tracked"] == 9  # three steps of three epochs
 
     printed = result.stdout.splitlines()
     assert printed[-1].split() == ["weights", str(folder / "final_weights.pt")]
-    assert printed[-8].split() == ["top-1", f"{lines[-1]['top_1']:.2f}", "%"]
-    assert sorted(path.name for path in folder.iterdir()) == ["final_weights.pt", "log", "params.json"]
+    assert printed[-9].split() == ["top-1", f"{lines[-1]['top_1']:.2f}", "%"]
+    summary = (
+        "resnet18, 11.2 M parameters, 3 classes; 50 images, 16 a step (1 processes x 1 x 16), 3 epochs, 32 to 64 px"
+    )
+    assert any(line.startswith(summary) for line in printed)
+    assert sum(line.startswith("first batch after ") for line in printed) == 1
+    files = {path.name.partition(".tfevents")[0] for path in folder.iterdir()}
+    assert files == {"checkpoint.pt", "events.out", "final_weights.pt", "log", "params.json"}
 
 
 def test_same_seed_same_losses_and_evaluation_at_the_end_only(
-    trainer: ModuleType, data: list[str], tmp_path: Path
+    trainer: ModuleType, data: list[str], tmp_path: Path, signals: None
 ) -> None:
     losses = {}
     for name, seed in (("first", 5), ("again", 5), ("other", 6)):
@@ -142,6 +154,107 @@ def test_same_seed_same_losses_and_evaluation_at_the_end_only(
         losses[name] = [line["train_loss"] for line in lines]
     assert losses["first"] == losses["again"]
     assert losses["first"] != losses["other"]
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Puts back how they are handled."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+RESUMED = [
+    *("--training.epochs=2", "--training.batch_size=4", "--training.global_batch_size=16", "--training.ema_decay=0.5"),
+    *(
+        "--training.mixup=0.2",
+        "--training.cutmix=1",
+        "--model.arch=mnasnet0_5",
+        "--training.loss=bce",
+    ),  # it has dropout
+    *("--resume=auto", "--cropmix.enabled=1"),
+]
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "final_weights.pt", weights_only=True)
+
+
+def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
+    trainer: ModuleType, data: list[str], tmp_path: Path, monkeypatch, signals: None
+) -> None:
+    def run(folder: str, *further: str) -> None:
+        trainer.train(parse_config([*TINY, *data, *RESUMED, f"--logging.folder={tmp_path / folder}", *further]))
+
+    run("whole")
+
+    seed_step, kill = trainer.seed_step, [(0, 1), (1, 0), (1, 1)]
+
+    def seed_and_stop(seed: int, epoch: int, step: int, rank: int) -> None:
+        if kill and (epoch, step) == kill[0]:
+            kill.pop(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+        seed_step(seed, epoch, step, rank)
+
+    monkeypatch.setattr(trainer, "seed_step", seed_and_stop)
+    for at in kill.copy():
+        with pytest.raises(SystemExit) as ended:
+            run("stopped")
+        assert ended.value.code == 128 + signal.SIGTERM
+        progress = read(tmp_path / "stopped" / "checkpoint.pt")["progress"]
+        assert (progress["epoch"], progress["step"]) == (at[0], at[1] + 1)
+    run("stopped")
+    run("stopped")  # nothing is left to do
+
+    def fail(seed: int, epoch: int, step: int, rank: int) -> None:
+        if (epoch, step) == (1, 1):
+            raise MemoryError  # as good as killed: nothing is saved
+        seed_step(seed, epoch, step, rank)
+
+    monkeypatch.setattr(trainer, "seed_step", fail)
+    with pytest.raises(MemoryError):
+        run("killed")
+    monkeypatch.setattr(trainer, "seed_step", seed_step)
+    with pytest.raises(DataError, match=r"is of a run with lr.lr=0.02, not 0.03: start anew"):
+        run("killed", "--lr.lr=0.03")
+    with pytest.raises(DataError, match=r"16 images a step, not 8: set training.global_batch_size=16"):
+        run("killed", "--training.global_batch_size=8")
+    run("killed", "--training.batch_size=16", "--data.num_workers=1")
+    for folder in ("stopped", "killed"):
+        whole, resumed = _log(tmp_path / "whole"), _log(tmp_path / folder)
+        if folder == "stopped":  # "killed" had other parts of a step, in which statistics are taken
+            assert [line["train_loss"] for line in resumed] == [line["train_loss"] for line in whole]
+            for name, value in _weights(tmp_path / "whole").items():
+                assert torch.equal(_weights(tmp_path / folder)[name], value), name
+        assert [line["epoch"] for line in resumed] == [0, 1]
+
+
+def test_the_average_is_evaluated_and_kept(trainer: ModuleType, data: list[str], tmp_path: Path, signals: None) -> None:
+    options = ["--training.epochs=1", "--training.ema_decay=0.75", f"--logging.folder={tmp_path}"]
+    trainer.train(parse_config([*TINY, *data, *options]))
+    saved = read(tmp_path / "checkpoint.pt")
+    weights = _weights(tmp_path)
+    assert saved["ema"]["n_averaged"] == 3
+    assert all(torch.equal(saved["ema"][f"module.{name}"], value) for name, value in weights.items())
+    assert not torch.equal(saved["model"]["fc.weight"], weights["fc.weight"])
+
+
+def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys, signals: None) -> None:
+    run = [*TINY, *data, "--training.epochs=1", "--training.ema_decay=0.75", f"--logging.folder={tmp_path}"]
+    trainer.train(parse_config(run))
+    [line] = _log(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for file in ("checkpoint.pt", "final_weights.pt"):
+        capsys.readouterr()
+        trainer.evaluate_only(parse_config([*run, "--training.eval_only=1", f"--resume={tmp_path / file}"]))
+        assert capsys.readouterr().out.startswith(
+            f"top-1 {line['top_1']:.2f} %, top-5 100.00 %, loss {line['val_loss']:.4f}"
+        )
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(DataError, match="does not fit resnet34 with 3 classes"):
+        options = ["--training.eval_only=1", "--resume=auto", "--model.arch=resnet34"]
+        trainer.evaluate_only(parse_config([*run, *options]))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +314,7 @@ def test_missing_and_unreadable_files_are_named(trainer: ModuleType, data: list[
 def test_batch_larger_than_the_training_set(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
     status, message = _refused(trainer, capsys, *data, f"--logging.folder={tmp_path}", "--training.batch_size=51")
     assert status == 2
-    assert "training.batch_size=51 is more than 50" in message
+    assert "51 images a step are more than 50, the whole training set" in message
 
 
 def test_label_that_the_model_does_not_have(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
@@ -212,5 +325,6 @@ def test_label_that_the_model_does_not_have(trainer: ModuleType, data: list[str]
 
 def test_a_last_batch_of_one(trainer: ModuleType, data: list[str]) -> None:
     config = parse_config([*data, "--logging.folder=unused", "--validation.batch_size=9", "--validation.resolution=8"])
-    shapes = [(images.shape, labels.shape) for images, labels in trainer.create_val_loader(config, torch.device("cpu"))]
+    loader = trainer.create_val_loader(config, Processes(torch.device("cpu")))
+    shapes = [(images.shape, labels.shape) for images, labels in loader]
     assert shapes == [((9, 3, 8, 8), (9,)), ((1, 3, 8, 8), (1,))]

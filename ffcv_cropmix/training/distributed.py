@@ -1,0 +1,169 @@
+"""One process for each GPU, or several on the CPU: who they are, and what they have to agree on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from io import StringIO
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import usage_error
+from .config import Config
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, and how many there are."""
+
+    device: torch.device
+    """This one's"""
+    rank: int = 0
+    """Number of this one, from 0"""
+    count: int = 1
+    """All of them"""
+    on_machine: int = 1
+    """Those that share this machine's cores"""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that reports and writes."""
+        return self.rank == 0
+
+    @property
+    def cores(self) -> int:
+        """Of this process, of those that the machine allows it."""
+        return max(1, len(os.sched_getaffinity(0)) // self.on_machine)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over the processes, of a float tensor; in place."""
+        if self.count > 1:
+            dist.all_reduce(value)
+            value /= self.count
+        return value
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Copy buffers, such as the statistics of batch normalisation, from the first process to the others."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, its gradients averaged over the processes."""
+        if self.count == 1:
+            return model
+        devices = None if self.device.type == "cpu" else [self.device]
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def exchange(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around a part of a step: gradients are exchanged in the last one only."""
+        if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
+            return model.no_sync()
+        return nullcontext()
+
+
+def join(config: Config) -> Processes:
+    """Choose the device, and join the other processes if torchrun started this one.
+
+    With `training.distributed` and without torchrun, this program starts again under torchrun, on this machine, in
+    `dist.world_size` processes: then it does not return. Processes use nccl on GPUs, and gloo on CPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if "LOCAL_RANK" not in os.environ:
+        if config.training.distributed and config.dist.world_size > 1:
+            if 0 < gpus < config.dist.world_size:
+                usage_error(f"dist.world_size={config.dist.world_size}: this machine has {gpus} GPUs")
+            _start_again(config)
+        if gpus and config.data.gpu >= gpus:
+            usage_error(f"data.gpu={config.data.gpu}: there are {gpus} GPUs, numbered from 0")
+        return Processes(_use(config.data.gpu if gpus else None))
+    local_rank, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if 0 < gpus < on_machine:
+        usage_error(f"{on_machine} processes on this machine, which has {gpus} GPUs")
+    device = _use(local_rank if gpus else None)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", device_id=device if gpus else None)
+    atexit.register(dist.destroy_process_group)
+    if dist.get_rank() > 0:
+        sys.stdout = StringIO()  # the first one reports
+    return Processes(device, dist.get_rank(), dist.get_world_size(), on_machine)
+
+
+def _use(gpu: int | None) -> torch.device:
+    if gpu is None:
+        return torch.device("cpu")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+def _start_again(config: Config) -> None:
+    where = [f"--nproc-per-node={config.dist.world_size}", f"--master-addr={config.dist.address}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--master-port={config.dist.port}", *sys.argv]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would say that it sets it; the trainer sets torch's own
+    os.execv(sys.executable, command)
+
+
+def split_batch(batch_size: int, global_batch_size: int | None, processes: int) -> tuple[int, int]:
+    """How the images of a step are dealt out: (images at once in a process, times that it takes so many).
+
+    Args:
+        batch_size: at most so many at once; without a global_batch_size, so many.
+        global_batch_size: images of a step, of all processes together.
+
+    Raises:
+        ValueError: it cannot be shared equally.
+    """
+    if global_batch_size is None:
+        return batch_size, 1
+    share, rest = divmod(global_batch_size, processes)
+    if rest:
+        raise ValueError(f"training.global_batch_size={global_batch_size} is not a multiple of {processes} processes")
+    parts = next(parts for parts in range(-(-share // batch_size), share + 1) if share % parts == 0)
+    return share // parts, parts
+
+
+class StopSignal:
+    """SIGTERM and SIGINT, kept until all processes can stop at the same step. A second one ends the process at once."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._received = 0
+        self._alone = processes.count == 1
+        self._asked: tuple[Any, Tensor] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._keep)
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def agreed(self) -> int:
+        """The number of the signal to stop for, 0 for none: the same in all processes, which all ask at each step.
+
+        With several processes it is what any of them had received when they asked the time before: the answer came
+        while they worked, on the CPU, and nothing waits for a GPU.
+        """
+        if self._alone:
+            return self._received
+        answer = 0
+        if self._asked:
+            request, flag = self._asked
+            request.wait()
+            answer = int(flag)
+        flag = torch.tensor(self._received)
+        self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+        return answer
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed torch for one step: what it draws (dropout, mixing of images) is the same in a run that is resumed."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0]))
