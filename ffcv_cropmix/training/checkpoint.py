@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is no file of weights: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is no file of weights: {(str(error) or 'it ends early').splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is no file of weights: it holds a {type(content).__name__}")
     return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from ffcv_cropmix.training.models import (
     BlurPoolConv2d,
     NormalizedModel,
     apply_blurpool,
+    check_arch,
     check_resolutions,
     create_network,
+    estimate_bytes,
     parameter_groups,
 )
 
@@ -141,3 +145,35 @@ def test_a_resolution_that_the_model_cannot_take_is_named() -> None:
     check_resolutions(model, [224])
     with pytest.raises(ValueError, match="does not take images of 192 x 192 px"):
         check_resolutions(model, [224, 192])
+
+
+def test_a_cifar_stem_keeps_the_side() -> None:
+    network = create_network("resnet18", 10, cifar_stem=True)
+    assert network.layer1(network.maxpool(network.conv1(torch.zeros(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
+    assert float(network.conv1.weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    with pytest.raises(ValueError, match="cifar_stem=1 is for torchvision's ResNets, not for AlexNet"):
+        create_network("alexnet", 10, cifar_stem=True)
+
+
+def test_timm_is_named_where_it_is_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="timm/resnet18 needs timm, which is not installed: pip install timm"):
+        check_arch("timm/resnet18")
+
+
+def test_timms_architectures() -> None:
+    pytest.importorskip("timm")
+    assert create_network("timm/resnet18", 7).eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    with pytest.raises(ValueError, match="timm has no architecture 'timm/resnet81'; close to it: timm/resnet"):
+        check_arch("timm/resnet81")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_memory_is_that_of_weights_and_of_what_is_kept(half: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))
+    images, activations = 5 * 3 * 8 * 8, 5 * 4 * 8 * 8  # inputs of the convolution; the sigmoid's output, once
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    kept = 4 * (images + activations)
+    expected = 4 * parameters * 4 + (kept // 2 if half else kept)
+    assert estimate_bytes(network, 5, 8, half=half, averaged=True) == expected
+    assert all(parameter.device.type == "cpu" for parameter in network.parameters())

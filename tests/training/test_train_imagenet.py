@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.training.checkpoint import read
@@ -255,6 +257,50 @@ def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys,
     with pytest.raises(DataError, match="does not fit resnet34 with 3 classes"):
         options = ["--training.eval_only=1", "--resume=auto", "--model.arch=resnet34"]
         trainer.evaluate_only(parse_config([*run, *options]))
+
+
+def _plain_network(*_: Any, **__: Any) -> nn.Module:
+    """Without normalisation over the batch, of which processes know a part each."""
+    layers = nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, CLASSES)
+    return nn.Sequential(*layers)
+
+
+TWO_PROCESSES = """
+import sys
+import train_imagenet
+from tests.training.test_train_imagenet import _plain_network
+train_imagenet.create_network = _plain_network
+train_imagenet.run_program(lambda: train_imagenet.train(train_imagenet.parse_config(sys.argv[1:])))
+"""
+
+
+def test_two_processes_train_as_one_does(
+    trainer: ModuleType, data: list[str], tmp_path: Path, monkeypatch, signals: None, capfd
+) -> None:
+    options = [
+        *TINY,
+        *data,
+        *("--training.batch_size=12", "--training.global_batch_size=48", "--training.epochs=50", "--lr.lr=0.1"),
+        *("--training.distributed=1", "--dist.port=29713", "--logging.log_level=0", "--logging.tensorboard=0"),
+        *("--resolution.max_res=32", "--training.use_blurpool=0", "--cropmix.enabled=1"),
+    ]
+    monkeypatch.setattr(trainer, "create_network", _plain_network)
+    trainer.train(parse_config([*options, f"--logging.folder={tmp_path / 'one'}"]))
+    assert "48 a step (1 processes x 4 x 12)" in capfd.readouterr().out
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, str(script), *options, f"--logging.folder={tmp_path / 'two'}", "--dist.world_size=2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("48 a step (2 processes x 2 x 12)") == 1  # one of them reports
+    one, two = _log(tmp_path / "one"), _log(tmp_path / "two")
+    losses = [line["train_loss"] for line in one]
+    assert len(losses) == 50  # of a step each
+    assert losses[-1] < losses[0] - 0.1
+    assert [line["train_loss"] for line in two] == pytest.approx(losses, abs=1e-4)
+    for name in ("top_1", "val_loss", "rms_calibration_error"):  # 10 images, of which a batch has 4
+        assert two[-1][name] == pytest.approx(one[-1][name], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""Files of weights and states, sound and not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ffcv_cropmix.errors import DataError
+from ffcv_cropmix.training.checkpoint import Checkpoint, Progress, read_weights
+from ffcv_cropmix.training.config import parse_config
+from ffcv_cropmix.training.models import average_weights
+
+OPTIONS = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
+
+
+def _checkpoint(*options: str, **parts: nn.Module) -> Checkpoint:
+    return Checkpoint(parse_config([*OPTIONS, *options]), 64, **parts)
+
+
+def test_what_is_saved_is_restored(tmp_path: Path) -> None:
+    network = nn.Linear(2, 3)
+    progress = Progress(3, 7, 1.25, 60.5, [{"epoch": 0, "top_1": 5.0}])
+    _checkpoint(model=network).save(tmp_path / "c.pt", progress)
+    other = nn.Linear(2, 3)
+    assert _checkpoint("--training.bn_wd=false", model=other).load(tmp_path / "c.pt") == progress  # 0 and false are one
+    assert torch.equal(other.weight, network.weight)
+
+
+@pytest.mark.parametrize(
+    ("option", "refused"),
+    [
+        ("--training.epochs=31", "training.epochs=30, not 31"),
+        ("--cropmix.scale=0.5", "cropmix.scale=0.01, not 0.5"),
+        ("--data.in_memory=0", "data.in_memory=1, not 0"),
+        ("--data.num_workers=1", None),
+        ("--validation.resolution=8", None),
+        ("--logging.folder=g", None),
+        ("--training.batch_size=8", None),
+    ],
+)
+def test_a_run_goes_on_with_the_options_that_matter(option: str, refused: str | None, tmp_path: Path) -> None:
+    _checkpoint(model=nn.Linear(2, 3)).save(tmp_path / "c.pt", Progress())
+    checkpoint = _checkpoint(option, model=nn.Linear(2, 3))
+    if refused is None:
+        checkpoint.load(tmp_path / "c.pt")
+    else:
+        with pytest.raises(DataError, match=f"c.pt is of a run with {refused}: start anew"):
+            checkpoint.load(tmp_path / "c.pt")
+
+
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.pt", tmp_path / "c.pt"
+    _checkpoint(model=nn.Linear(2, 3)).save(whole, Progress())
+    with pytest.raises(DataError, match=r"c.pt: no such file or directory"):
+        read_weights(path)
+    for content in (b"", b"no weights", whole.read_bytes()[:-200]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"c.pt is no file of weights"):
+            read_weights(path)
+    for value, message in ((torch.zeros(1), "holds a Tensor"), ({}, "no weights"), ({"model": {"a": 1}}, "no weights")):
+        torch.save(value, path)
+        with pytest.raises(DataError, match=message):
+            read_weights(path)
+    torch.save(nn.Linear(2, 3).state_dict(), path)
+    with pytest.raises(DataError, match="is no checkpoint to go on from"):
+        _checkpoint(model=nn.Linear(2, 3)).load(path)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": nn.Linear(2, 3)}, tmp_path / "c.pt")  # a whole module is code
+    with pytest.raises(DataError, match=r"c.pt is no file of weights"):
+        read_weights(tmp_path / "c.pt")
+
+
+def test_weights_in_any_wrapping(tmp_path: Path) -> None:
+    network, path = nn.Linear(2, 3), tmp_path / "c.pt"
+    state = network.state_dict()
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+    average = average_weights(network, 0.5)
+    for content in (state, prefixed, {"state_dict": prefixed, "epoch": 3}, {"model": state, "optimizer": {}}):
+        torch.save(content, path)
+        assert read_weights(path).keys() == state.keys()
+    with torch.no_grad():
+        network.weight += 1
+    torch.save({"model": network.state_dict(), "ema": average.state_dict()}, path)
+    assert torch.equal(read_weights(path)["weight"], average.module.weight)

@@ -1,0 +1,91 @@
+"""Several processes: they do together what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ffcv_cropmix.evaluation.accuracy import evaluate
+from ffcv_cropmix.training.distributed import Processes, StopSignal, seed_step, split_batch
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((512, None, 8), (512, 1)),
+        ((512, 4096, 8), (512, 1)),
+        ((512, 4096, 1), (512, 8)),
+        ((500, 4096, 1), (256, 16)),
+        ((512, 4096, 16), (256, 1)),
+        ((1, 6, 2), (1, 3)),
+        ((4, 7, 1), (1, 7)),
+    ],
+)
+def test_a_step_is_dealt_out_equally(arguments: tuple, expected: tuple[int, int]) -> None:
+    assert split_batch(*arguments) == expected
+
+
+def test_a_step_that_cannot_be_shared() -> None:
+    with pytest.raises(ValueError, match="global_batch_size=4096 is not a multiple of 3 processes"):
+        split_batch(512, 4096, 3)
+
+
+def test_a_second_signal_is_not_kept() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop = StopSignal(Processes(torch.device("cpu")))
+    assert stop.agreed() == 0
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.agreed() == stop.agreed() == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_each_step_has_random_numbers_of_its_own() -> None:
+    def drawn(*step: int) -> float:
+        seed_step(*step)
+        return float(torch.rand(()))
+
+    first = drawn(0, 1, 2, 3)
+    assert first == drawn(0, 1, 2, 3)
+    assert len({first, drawn(1, 1, 2, 3), drawn(0, 2, 2, 3), drawn(0, 1, 3, 3), drawn(0, 1, 2, 4)}) == 5
+
+
+def _evaluation(rank: int, count: int, samples: int = 11) -> list[float]:
+    """Of the samples of a process, in batches of 2."""
+    random = torch.Generator().manual_seed(0)
+    outputs, labels = torch.randn(samples, 7, generator=random), torch.randint(7, (samples,), generator=random)
+    images, labels = outputs[rank::count, :, None, None], labels[rank::count]
+    result = evaluate(nn.Flatten(), zip(images.split(2), labels.split(2)), num_classes=7, flip_tta=False)
+    assert len(result.confidence) == len(result.correct) == samples
+    return [result.top_1, result.top_5, result.loss, result.rms_calibration_error, float(result.confidence.sum())]
+
+
+EVALUATE = """
+import json, sys, torch
+from tests.training.test_distributed import _evaluation
+rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/{count}", rank=rank, world_size=count)
+print(json.dumps(_evaluation(rank, count)))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_sample_is_evaluated_once_by_any_number_of_processes(count: int, tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", EVALUATE, str(rank), str(count), str(tmp_path)] for rank in range(count)]
+    processes = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for command in commands]
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert json.loads(out) == pytest.approx(_evaluation(0, 1), abs=1e-5)
