@@ -11,9 +11,14 @@ from typing import get_type_hints
 import pytest
 
 from ffcv_cropmix.training.config import Config, parse_config
+from ffcv_cropmix.training.schedules import resolution
 
 REPOSITORY = Path(__file__).parents[2]
 REQUIRED = ["--data.train_dataset=train.beton", "--data.val_dataset=val.beton", "--logging.folder=run"]
+
+RECIPES = sorted([*REPOSITORY.glob("rn*_configs/*.yaml"), *REPOSITORY.glob("examples/cifar/*.yaml")])
+# ffcv-imagenet's start and end of the ramp from 160 to 192 px, for each number of epochs
+RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
 
 # As ffcv-imagenet writes its files: every key of theirs, booleans as 1, 0 and true.
 THEIRS = """
@@ -47,6 +52,7 @@ training:
   bn_wd: 0
   distributed: 0
   epochs: 16
+  eval_only: 0
   label_smoothing: 0.1
   momentum: 0.9
   optimizer: sgd
@@ -54,6 +60,41 @@ training:
   use_blurpool: 1
 validation:
   batch_size: 512
+  lr_tta: true
+  resolution: 256
+"""
+
+
+# Theirs for ResNet-50, as published.
+THEIRS_ON_8_GPUS = """
+data:
+  in_memory: 1
+  num_workers: 12
+dist:
+  world_size: 8
+logging:
+  folder: /tmp/
+lr:
+  lr: 1.7
+  lr_schedule_type: cyclic
+model:
+  arch: resnet50
+resolution:
+  end_ramp: 13
+  max_res: 192
+  min_res: 160
+  start_ramp: 11
+training:
+  batch_size: 512
+  bn_wd: 0
+  distributed: 1
+  epochs: 16
+  label_smoothing: 0.1
+  momentum: 0.9
+  optimizer: sgd
+  weight_decay: 0.0001
+  use_blurpool: 1
+validation:
   lr_tta: true
   resolution: 256
 """
@@ -81,12 +122,91 @@ def test_ffcv_imagenets_files_load_and_later_options_override(option: str, tmp_p
     assert config.logging.folder == "run"
 
 
-def test_shipped_schedule_loads_with_cropmix() -> None:
-    config = parse_config([f"--config-file={REPOSITORY / 'rn50_configs/rn50_16_epochs.yaml'}", *REQUIRED])
-    assert (config.model.arch, config.training.epochs) == ("resnet50", 16)
+def test_ffcv_imagenets_files_for_8_gpus_load(tmp_path: Path) -> None:
+    file = tmp_path / "rn50.yaml"
+    file.write_text(THEIRS_ON_8_GPUS)
+    config = parse_config([f"--config-file={file}", *REQUIRED])
+    assert (config.training.distributed, config.dist.world_size) == (1, 8)
+    assert (config.training.batch_size, config.training.global_batch_size) == (512, None)
+    assert (config.lr.lr, config.lr.lr_peak_epoch, config.lr.reference_batch_size) == (1.7, 2, None)
+    assert (config.model.arch, config.validation.resolution) == ("resnet50", 256)
+    assert config.cropmix.enabled == 0
+
+
+def _recipe(file: Path) -> Config:
+    return parse_config([f"--config-file={file}", *REQUIRED])
+
+
+def test_recipes_are_shipped() -> None:
+    schedules = [f"rn{depth}_configs/rn{depth}_{epochs}_epochs.yaml" for depth in (18, 50) for epochs in RAMPS]
+    others = ["rn50_configs/paper_r1.yaml", "examples/cifar/cifar10.yaml", "examples/cifar/cifar100.yaml"]
+    assert {file.relative_to(REPOSITORY).as_posix() for file in RECIPES} == {*schedules, *others}
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_are_sound(file: Path) -> None:
+    config = _recipe(file)
+    training, lr = config.training, config.lr
+    assert config.cropmix.enabled
+    assert config.resolution.end_ramp < training.epochs
+    assert all(resolution(epoch, config.resolution) % 32 == 0 for epoch in range(training.epochs))
+    assert config.validation.resolution % 32 == 0
+    if lr.lr_schedule_type == "cyclic":
+        assert 0 < lr.lr_peak_epoch < training.epochs
+    else:
+        assert training.epochs % lr.step_length == 0
+    # the same optimisation on one GPU and on eight: nothing depends on how many there are
+    assert training.global_batch_size == lr.reference_batch_size
+    assert training.global_batch_size % training.batch_size == 0
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("epochs", RAMPS)
+def test_schedules_are_ffcv_imagenets(depth: int, epochs: int) -> None:
+    file = REPOSITORY / f"rn{depth}_configs/rn{depth}_{epochs}_epochs.yaml"
+    config = _recipe(file)
+    ramp, training = config.resolution, config.training
+    assert (config.model.arch, training.epochs) == (f"resnet{depth}", epochs)
+    assert (ramp.min_res, ramp.max_res, ramp.start_ramp, ramp.end_ramp) == (160, 192, *RAMPS[epochs])
+    sides = [resolution(epoch, ramp) for epoch in range(epochs)]
+    assert f"from epoch {sides.index(192)}:" in file.read_text()
+    assert f"epochs 0 to {sides.index(192) - 1}\n" in file.read_text()
+    published = {50: (1.7, 4096, 1e-4), 18: (0.5, 1024, 5e-5)}
+    assert (config.lr.lr, training.global_batch_size, training.weight_decay) == published[depth]
+    assert (config.lr.lr_schedule_type, config.lr.lr_peak_epoch) == ("cyclic", 2)
+    assert (training.momentum, training.label_smoothing) == (0.9, 0.1)
+    assert (training.bn_wd, training.use_blurpool) == (0, 1)
+    assert (config.validation.resolution, config.validation.lr_tta) == (256, 1)
     cropmix = config.cropmix
-    assert (cropmix.enabled, cropmix.scale, cropmix.number, cropmix.operation) == (1, 0.01, 234, "mixup")
+    assert (cropmix.scale, cropmix.number, cropmix.operation) == (0.01, 234, "mixup")
     assert (cropmix.mix_ratio, cropmix.inter_aug) == (0.4, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "batch_size", "step_length", "sides", "crops"),
+    [
+        ("rn50_configs/paper_r1.yaml", 256, 75, (224, 224), (0.01, 234)),
+        ("examples/cifar/cifar10.yaml", 100, 100, (32, 32), (0.5, 2)),
+        ("examples/cifar/cifar100.yaml", 100, 100, (32, 32), (0.5, 2)),
+    ],
+)
+def test_the_papers_recipes(
+    file: str, batch_size: int, step_length: int, sides: tuple[int, int], crops: tuple[float, int]
+) -> None:
+    config = _recipe(REPOSITORY / file)
+    training, cropmix = config.training, config.cropmix
+    assert (training.epochs, training.global_batch_size) == (300, batch_size)
+    assert (config.lr.lr, config.lr.lr_schedule_type, config.lr.step_ratio) == (0.1, "step", 0.1)
+    assert config.lr.step_length == step_length
+    assert (training.momentum, training.weight_decay, training.bn_wd) == (0.9, 1e-4, 1)
+    assert (training.label_smoothing, training.use_blurpool) == (0, 0)
+    assert (resolution(0, config.resolution), config.validation.resolution) == sides
+    assert config.validation.lr_tta == 0
+    assert (cropmix.scale, cropmix.number) == crops
+    assert (cropmix.operation, cropmix.mix_ratio, cropmix.inter_aug) == ("mixup", 0.4, 1)
+    small = sides == (32, 32)
+    assert config.model.cifar_stem == small
+    assert (config.validation.crop_ratio == 1) == small
 
 
 @pytest.mark.parametrize("value", ["1", "true", "True"])
