@@ -15,7 +15,6 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import Image
 
@@ -24,17 +23,12 @@ from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.data.sidecar import sidecar_path
 from ffcv_cropmix.data.sources import DATASETS, open_source
-from ffcv_cropmix.errors import run_program, usage_error
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        usage_error(message)
+from ffcv_cropmix.errors import Parser, run_program, usage_error
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; a wrong option ends the program with one line and status 2."""
-    parser = _Parser(
+    parser = Parser(
         description="Convert images to a .beton file with the fields image and label; class names go to FILE.json.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -49,7 +49,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES
@@ -58,7 +58,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ffcv_cropmix.data.replacing import replacing
-from ffcv_cropmix.errors import DataError, run_program, usage_error
+from ffcv_cropmix.errors import DataError, Parser, run_program
 from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -293,14 +293,9 @@ def print_table(report: dict[str, Any]) -> None:
         print(f"{name:34} {reason}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        usage_error(message)
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line; a wrong option ends the program with one line and status 2."""
-    parser = _Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add(
         "--beton", type=Path, nargs="+", metavar="FILE", help="at most one jpg and one raw; of the same images, if both"

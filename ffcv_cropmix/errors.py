@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,6 +19,13 @@ def usage_error(message: str) -> NoReturn:
     """End the program with status 2 and one line on stderr."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage, and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        usage_error(message)
 
 
 def run_program(main: Callable[[], None]) -> None:

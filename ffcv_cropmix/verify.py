@@ -6,13 +6,11 @@ every image and compares its bytes with their checksum. Exit status 0 if all is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import NoReturn
 
-from .errors import DataError, run_program, usage_error
+from .errors import DataError, Parser, run_program, usage_error
 
 _SHOWN = 20  # damaged samples, of the summary
 
@@ -95,14 +93,9 @@ def verify(path: str, *, full: bool = False, num_workers: int = -1, batch_size: 
     return result
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        usage_error(message)
-
-
 def main() -> None:
     """The command line."""
-    parser = _Parser(prog="python -m ffcv_cropmix.verify", description=(__doc__ or "").partition("\n\n")[2])
+    parser = Parser(prog="python -m ffcv_cropmix.verify", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("file", help="the .beton file")
     parser.add_argument("--full", action="store_true", help="decode every image, compare checksums")
     parser.add_argument("--num_workers", type=int, default=-1, help="threads; default: all cores")
