@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.functional.classification import binary_calibration_error
 
 from ffcv_cropmix.evaluation.calibration import rms_calibration_error
 
@@ -67,3 +69,15 @@ def test_fewer_samples_than_a_bin_make_one_bin() -> None:
 def test_what_cannot_be_measured_is_refused(confidence: list, correct: list, bin_size: int) -> None:
     with pytest.raises(ValueError, match="got"):
         rms_calibration_error(confidence, correct, bin_size=bin_size)
+
+
+def test_against_torchmetrics_where_its_bins_are_the_same() -> None:
+    """Its bins are of equal width: with 100 samples near each of 0.05, 0.15, ... they are those of equal count."""
+    random = np.random.default_rng(0)
+    confidence = np.repeat(np.arange(10) / 10 + 0.05, 100) + random.uniform(-0.04, 0.04, 1000)
+    correct = random.uniform(size=1000) < confidence**2
+    order = random.permutation(1000)
+    expected = binary_calibration_error(
+        torch.from_numpy(confidence[order]), torch.from_numpy(correct[order]).long(), n_bins=10, norm="l2"
+    )
+    assert rms_calibration_error(confidence[order], correct[order]) == pytest.approx(100 * expected.item(), rel=1e-5)
