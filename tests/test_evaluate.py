@@ -163,7 +163,7 @@ def test_boxes_say_what_is_foreground(run, sealed, checkpoint: Path, network, im
         (tmp_path / f"ILSVRC2012_val_{row + 1:08}.xml").write_text(text)
     found = ValidationSet(sealed["raw"]).foreground(tmp_path, SIDE).masks(0, COUNT)
     assert (found != masks).float().mean() < 0.001  # a middle that lies on a side, with rounding
-    options = ["--metrics", "noise", "replace", "--boxes", tmp_path, "--seed", 5, "--noise_std", STD]
+    options = ["--metrics", "noise", "replace", "--boxes", tmp_path, "--seed", 5, "--noise_std", STD, "--batch_size", 9]
     _, out, _ = run("--checkpoint", checkpoint, "--data", sealed["raw"], "--json", *options)
     (result,) = json.loads(out)["results"]
     rows, every = np.arange(COUNT), list(range(COUNT))
