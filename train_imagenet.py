@@ -8,7 +8,7 @@ On several GPUs: torchrun --nproc-per-node=8 train_imagenet.py ... Options: --he
 
 from __future__ import annotations
 
-from ffcv_cropmix.training.config import Config, parse_config
+from ffcv_cropmix.training.config import Config, augmentation, parse_config
 
 if __name__ == "__main__":
     CONFIG = parse_config()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import math
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from torch import nn
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
 from ffcv_cropmix.errors import DataError, run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
+from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
 from ffcv_cropmix.progress import progress
-from ffcv_cropmix.training.checkpoint import Checkpoint, Progress, read_weights
+from ffcv_cropmix.training.checkpoint import Checkpoint, Progress
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
 from ffcv_cropmix.training.distributed import Processes, StopSignal, join, seed_step, split_batch
-from ffcv_cropmix.training.logs import EpochRecord, Meter, RunLog, augmentation
+from ffcv_cropmix.training.logs import EpochRecord, Meter, RunLog
 from ffcv_cropmix.training.models import (
     NormalizedModel,
     average_weights,
@@ -108,7 +110,7 @@ def train(config: Config) -> None:
         print(
             f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {classes:,} classes; {images_to_train:,} "
             f"images, {images_a_step:,} a step ({processes.count} processes x {parts} x {batch_size}), "
-            f"{training.epochs} epochs, {min(resolutions)} to {max(resolutions)} px, {augmentation(config)}; "
+            f"{training.epochs} epochs, {min(resolutions)} to {max(resolutions)} px, {augmentation(asdict(config))}; "
             f"{images_to_validate:,} to validate on; {device.type}, {precision}, about {size / 2**30:.1f} GiB each"
         )
 
@@ -177,23 +179,17 @@ def train(config: Config) -> None:
 
 
 def evaluate_only(config: Config) -> None:
-    """Evaluate the weights of `resume` on the validation set, in one process."""
+    """Evaluate the weights of `resume` on the validation set."""
     processes = join(config)
     path = Path(config.logging.folder) / "checkpoint.pt" if config.resume == "auto" else Path(str(config.resume))
-    weights = read_weights(path)
     classes = config.model.num_classes or count_classes(config.data.val_dataset)
     check_dataset(config.data.val_dataset, classes)
-    model = create_model(config, classes, [], processes)
-    try:
-        model.network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path} does not fit {config.model.arch} with {classes} classes: {error}") from error
+    model = NormalizedModel(create_with_weights(read_weights(path), config.model.arch, classes)).to(processes.device)
     result = validate(config, model, create_val_loader(config, processes), classes, processes)
-    if processes.first:
-        print(
-            f"top-1 {result.top_1:.2f} %, top-5 {result.top_5:.2f} %, loss {result.loss:.4f}, "
-            f"RMS calibration error {result.rms_calibration_error:.2f} %"
-        )
+    print(
+        f"top-1 {result.top_1:.2f} %, top-5 {result.top_5:.2f} %, loss {result.loss:.4f}, "
+        f"RMS calibration error {result.rms_calibration_error:.2f} %"
+    )
 
 
 def validate(config: Config, model: nn.Module, loader: Loader, classes: int, processes: Processes) -> Evaluation:

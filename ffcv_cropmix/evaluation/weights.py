@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..training.checkpoint import read
 from ..training.models import create_network
 
 
@@ -28,6 +28,8 @@ class Weights:
     """Outputs that the run was told to have"""
     blurpool: bool
     """Whether strided convolutions blur their input"""
+    cifar_stem: bool
+    """Whether the first layers are those for images of 32 px"""
     resolution: int | None
     """Side of the validation images of the run, px"""
 
@@ -42,20 +44,13 @@ def read_weights(path: Path) -> Weights:
     Raises:
         DataError: it cannot be read, or has no weights.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except Exception:  # whatever torch trips over; its message would have the user run the file's code
-        raise DataError(f"{path} is no file of weights, or has more in it than tensors and plain values") from None
+    content = read(path)
     run = _run_options(path)
     arch = run.get("model.arch")
-    found = content
-    if isinstance(content, dict):
-        arch = content["arch"] if isinstance(content.get("arch"), str) else arch
-        entries = (content.get(name) for name in ("ema", "model", "state_dict"))
-        found = next((entry for entry in entries if isinstance(entry, dict)), content)
-    if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
+    arch = content["arch"] if isinstance(content.get("arch"), str) else arch
+    entries = (content.get(name) for name in ("ema", "model", "state_dict"))
+    found = next((entry for entry in entries if isinstance(entry, dict)), content)
+    if not any(isinstance(value, Tensor) for value in found.values()):
         raise DataError(f"{path} has no weights: neither a state dict, nor one under ema, model or state_dict")
     state, blurred = _plain_keys(found)
     return Weights(
@@ -64,6 +59,7 @@ def read_weights(path: Path) -> Weights:
         arch=arch,
         num_classes=run.get("model.num_classes"),
         blurpool=blurred or bool(run.get("training.use_blurpool")),
+        cifar_stem=bool(run.get("model.cifar_stem")),
         resolution=run.get("validation.resolution"),
     )
 
@@ -104,7 +100,7 @@ def create_with_weights(weights: Weights, arch: str, num_classes: int) -> nn.Mod
         ValueError: torchvision has no such architecture.
         DataError: the weights are of another architecture, or of another number of classes.
     """
-    network = create_network(arch, num_classes, blurpool=weights.blurpool)
+    network = create_network(arch, num_classes, blurpool=weights.blurpool, cifar_stem=weights.cifar_stem)
     own, path = network.state_dict(), weights.path
     for key in own:
         theirs, ours = (tuple(of[key].shape) if key in of else None for of in (weights.state, own))

@@ -6,20 +6,20 @@ that is finished, or that still goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.replacing import replacing
-from ..errors import DataError, run_program, usage_error
+from ..errors import DataError, Parser, run_program, usage_error
+from .config import augmentation
 
 _REQUIRED = ("epoch", "train_loss", "images_per_second", "seconds")
 _NUMBERS = ("epochs", "best top-1", "last top-1", "top-5", "RMS calibration error", "images/s", "time", "waiting")
@@ -79,17 +79,6 @@ def read_run(folder: str | Path) -> Run:
         number = run.records.index({}) + 1
         raise DataError(f"{log}, line {number} is not what the trainer writes: remove it, or leave the run out")
     return run
-
-
-def augmentation(config: dict[str, Any]) -> str:
-    """In a few words, from what params.json holds: what happens to an image, and to a batch."""
-    cropmix, training = config["cropmix"], config["training"]
-    text = "RandomResizedCrop"
-    if cropmix["enabled"]:
-        operation = {0: "mixup", 1: "cutmix"}.get(cropmix["operation"], cropmix["operation"])
-        text = f"CropMix {cropmix['number']} {operation}"
-    between = [name for name in ("mixup", "cutmix") if training.get(name)]
-    return text + (f" and {' or '.join(between)} between images" if between else "")
 
 
 def _record(line: bytes) -> dict[str, float]:
@@ -201,14 +190,9 @@ def _percent(run: Run, key: str, pick: Callable[[list[float]], float] = lambda v
     return f"{pick(values):.2f} %" if values else "-"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        usage_error(message)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = _Parser(prog="python -m ffcv_cropmix.training.compare", description=(__doc__ or "").partition("\n\n")[2])
+    parser = Parser(prog="python -m ffcv_cropmix.training.compare", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
     parser.add_argument("--output", default="compare.png", help="the figure; default: %(default)s")
     options = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -257,6 +257,17 @@ class Config:
     def __post_init__(self) -> None:
         if self.training.eval_only and self.resume is None:
             raise ValueError("training.eval_only=1 needs what to evaluate: --resume=FILE, a checkpoint or weights")
+
+
+def augmentation(options: Mapping[str, Any]) -> str:
+    """In a few words, from what params.json holds: what happens to an image, and to a batch."""
+    cropmix, training = options["cropmix"], options["training"]
+    text = "RandomResizedCrop"
+    if cropmix["enabled"]:
+        operation = {0: "mixup", 1: "cutmix"}.get(cropmix["operation"], cropmix["operation"])
+        text = f"CropMix {cropmix['number']} {operation}"
+    between = [name for name in ("mixup", "cutmix") if training.get(name)]
+    return text + (f" and {' or '.join(between)} between images" if between else "")
 
 
 class _Parser(ArgumentParser):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..data.replacing import replacing
 from ..errors import DataError
 from ..evaluation.accuracy import Evaluation
-from .config import Config
+from . import compare
+from .config import Config, augmentation
 
 T = TypeVar("T")
 
@@ -188,6 +189,7 @@ class RunLog:
             torch.save(state, file)
         if self._board:
             self._board.close()
+        compare.save(compare.draw([compare.read_run(self.folder)]), self.folder / "curves.png")
         print(self.closing_table())
 
     def closing_table(self) -> str:
@@ -195,7 +197,7 @@ class RunLog:
         last, config = self.records[-1], self.config
         seconds = round(sum(record.seconds for record in self.records))
         rows = {
-            "model": f"{config.model.arch}, {config.training.epochs} epochs, {augmentation(config)}",
+            "model": f"{config.model.arch}, {config.training.epochs} epochs, {augmentation(asdict(config))}",
             "top-1": f"{last.top_1:.2f} %",
             "top-5": f"{last.top_5:.2f} %",
             "validation loss": f"{last.val_loss:.4f}",
@@ -207,16 +209,6 @@ class RunLog:
             "weights": str(self.weights),
         }
         return "\n".join(f"{name:<23}{value}" for name, value in rows.items())
-
-
-def augmentation(config: Config) -> str:
-    """In a few words."""
-    crops = "RandomResizedCrop"
-    if config.cropmix.enabled:
-        operation = "mixup" if config.cropmix.operation in ("mixup", 0) else "cutmix"
-        crops = f"CropMix {config.cropmix.number} {operation}"
-    between = [name for name in ("mixup", "cutmix") if getattr(config.training, name)]
-    return crops + (f" and {' or '.join(between)} between images" if between else "")
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.training.checkpoint import Checkpoint, Progress, read_weights
+from ffcv_cropmix.evaluation.weights import read_weights
+from ffcv_cropmix.training.checkpoint import Checkpoint, Progress
 from ffcv_cropmix.training.config import parse_config
 from ffcv_cropmix.training.models import average_weights
 
@@ -82,8 +83,8 @@ def test_weights_in_any_wrapping(tmp_path: Path) -> None:
     average = average_weights(network, 0.5)
     for content in (state, prefixed, {"state_dict": prefixed, "epoch": 3}, {"model": state, "optimizer": {}}):
         torch.save(content, path)
-        assert read_weights(path).keys() == state.keys()
+        assert read_weights(path).state.keys() == state.keys()
     with torch.no_grad():
         network.weight += 1
     torch.save({"model": network.state_dict(), "ema": average.state_dict()}, path)
-    assert torch.equal(read_weights(path)["weight"], average.module.weight)
+    assert torch.equal(read_weights(path).state["weight"], average.module.weight)
