@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +19,9 @@ import torch
 import torchvision
 from torch import nn
 
+from ffcv_cropmix.data.convert import convert
+from ffcv_cropmix.data.encode import EncodeOptions
+from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.training.checkpoint import read
 from ffcv_cropmix.training.config import parse_config
@@ -29,40 +31,20 @@ REPOSITORY = Path(__file__).parents[2]
 CLASSES = 3
 
 
-class _Stripes(torch.utils.data.Dataset):
-    """Noisy images whose class is their brightest third."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = np.random.default_rng(index).integers(0, 120, (36, 36, 3), np.uint8)
-        image[:, index % CLASSES * 12 :][:, :12] += 120
-        return image, index % CLASSES
-
-
-def _write(path: Path, count: int) -> None:
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(_Stripes(count))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name the two files."""
+    """The options that name two files of noisy images whose class is their brightest third."""
     folder = tmp_path_factory.mktemp("stripes")
-    files = {"train": (folder / "train.beton", 50), "val": (folder / "val.beton", 10)}
-    for path, count in files.values():  # FFCV forks: not from this process, where numba may have started threads
-        writer = multiprocessing.get_context("spawn").Process(target=_write, args=(path, count))
-        writer.start()
-        writer.join(60)
-        assert writer.exitcode == 0
-    return [f"--data.{name}_dataset={path}" for name, (path, _) in files.items()]
+    options = []
+    for name, count in {"train": 50, "val": 10}.items():
+        labels = np.arange(count) % CLASSES
+        images = np.random.default_rng(count).integers(0, 120, (count, 36, 36, 3), np.uint8)
+        for image, label in zip(images, labels):
+            image[:, label * 12 :][:, :12] += 120
+        source = Source([f"third {label}" for label in range(CLASSES)], labels, images)
+        convert(source, folder / f"{name}.beton", EncodeOptions(write_mode="raw"), num_workers=1)
+        options.append(f"--data.{name}_dataset={folder / name}.beton")
+    return options
 
 
 @pytest.fixture(scope="module")
