@@ -8,14 +8,11 @@ On several GPUs: torchrun --nproc-per-node=8 train_imagenet.py ... Options: --he
 
 from __future__ import annotations
 
-from ffcv_cropmix.training.config import Config, augmentation, parse_config
+from ffcv_cropmix.training.config import MAY_DIFFER, Config, augmentation, parse_config
 
 if __name__ == "__main__":
     CONFIG = parse_config()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
-import math
-import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,14 +24,14 @@ from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.errors import DataError, run_program, usage_error
+from ffcv_cropmix.errors import run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
 from ffcv_cropmix.progress import progress
-from ffcv_cropmix.training.checkpoint import Checkpoint, Progress
+from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
-from ffcv_cropmix.training.distributed import Processes, StopSignal, join, seed_step, split_batch
-from ffcv_cropmix.training.logs import EpochRecord, Meter, RunLog
+from ffcv_cropmix.training.distributed import Processes, join, split_batch
+from ffcv_cropmix.training.logs import closing_table
 from ffcv_cropmix.training.models import (
     NormalizedModel,
     average_weights,
@@ -47,6 +44,7 @@ from ffcv_cropmix.training.models import (
     parameter_groups,
 )
 from ffcv_cropmix.training.objective import create_loss, create_mixing
+from ffcv_cropmix.training.run import Run
 from ffcv_cropmix.training.schedules import lr_schedule, resolution
 
 RRC_SCALE = 0.08  # smallest crop of the plain RandomResizedCrop, as a share of the image
@@ -92,90 +90,58 @@ def train(config: Config) -> None:
     decoder = create_decoder(config)
     train_loader = create_train_loader(config, decoder, batch_size, processes)
     val_loader = create_val_loader(config, processes)
-    steps = len(train_loader) // parts
-
-    saved = Path(config.logging.folder) / "checkpoint.pt"
     averaged = {"ema": average} if average else {}
-    checkpoint = Checkpoint(config, images_a_step, model=model.network, optimizer=optimizer, scaler=scaler, **averaged)
-    done = Progress()
-    if config.resume and (config.resume != "auto" or saved.exists()):
-        done = checkpoint.load(saved if config.resume == "auto" else Path(config.resume))
-        train_loader.load_state_dict({**train_loader.state_dict(), "epoch": done.epoch, "batch": done.step * parts})
-    log = RunLog(config, done.records if config.resume else None) if processes.first else None
-    stop = StopSignal(processes)
-    if log:
-        half = precision != "fp32"
-        size = estimate_bytes(model.network, batch_size, max(resolutions), half=half, averaged=bool(average))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(
-            f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {classes:,} classes; {images_to_train:,} "
-            f"images, {images_a_step:,} a step ({processes.count} processes x {parts} x {batch_size}), "
-            f"{training.epochs} epochs, {min(resolutions)} to {max(resolutions)} px, {augmentation(asdict(config))}; "
-            f"{images_to_validate:,} to validate on; {device.type}, {precision}, about {size / 2**30:.1f} GiB each"
-        )
+    run = Run(
+        Path(config.logging.folder),
+        asdict(config),
+        epochs=training.epochs,
+        seed=training.seed,
+        processes=processes,
+        loader=train_loader,
+        parts=parts,
+        state={"model": model.network, "optimizer": optimizer, "scaler": scaler, **averaged},
+        resume=config.resume,
+        may_differ=MAY_DIFFER,
+        tensorboard=bool(config.logging.tensorboard),
+    )
+    half = precision != "fp32"
+    size = estimate_bytes(model.network, batch_size, max(resolutions), half=half, averaged=bool(average))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {classes:,} classes; {images_to_train:,} images, "
+        f"{images_a_step:,} a step ({processes.count} processes x {parts} x {batch_size}), {training.epochs} epochs, "
+        f"{min(resolutions)} to {max(resolutions)} px, {augmentation(asdict(config))}; {images_to_validate:,} to "
+        f"validate on; {device.type}, {precision}, about {size / 2**30:.1f} GiB each"
+    )
 
-    for epoch in range(done.epoch, training.epochs):
+    for epoch in run.epochs():
         side = resolutions[epoch]
         decoder.output_size = (side, side)
         model.train()
-        loss_sum = torch.tensor(done.loss_sum, device=device)  # read once an epoch: reading waits for the GPU
-        meter = Meter(images_a_step, announce=log is not None and epoch == done.epoch == 0)
-        batches = meter.watch(train_loader)
-        todo: Any = range(done.step, steps)
-        if log:
-            todo = progress(todo, steps, f"epoch {epoch + 1}", "steps", initial=done.step, status=meter.status)
-        for step in todo:
-            seed_step(training.seed, epoch, step, processes.rank)
-            lr = lr_at(epoch + (step + 0.5) / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
+        for _ in run.steps():
+            run.set_lr(optimizer, lr_at(run.position))
             for part in range(1, parts + 1):
-                images, labels = mix(*next(batches))
+                images, labels = mix(*run.next_batch())
                 with processes.exchange(trained, part == parts):
                     with mixed_precision(device, precision):
                         loss = loss_of(trained(images), labels) / parts
                     scaler.scale(loss).backward()
-                loss_sum += loss.detach()
+                run.add_loss(loss)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
             if average:
                 average.update_parameters(model.network)
-            meter.step(loss_sum, step + 1, lr)
-
-            if (number := stop.agreed()) and step + 1 < steps:
-                seconds, loss = done.seconds + meter.seconds, float(processes.mean(loss_sum))
-                if log:
-                    checkpoint.save(saved, Progress(epoch, step + 1, loss, seconds, done.records))
-                    name = signal.Signals(number).name
-                    print(f"{name}: stopped after step {step + 1} of epoch {epoch + 1}; --resume=auto goes on there")
-                sys.exit(128 + number)
-        batches.close()
-        train_loss = float(processes.mean(loss_sum)) / steps
-        meter.finish()
-
-        if not math.isfinite(train_loss):
-            raise DataError(f"the training loss is {train_loss} after epoch {epoch + 1}: try a smaller lr.lr")
-        record = EpochRecord(
-            epoch=epoch,
-            train_loss=train_loss,
-            lr=lr,
-            resolution=side,
-            images_per_second=meter.images_per_second,
-            seconds=done.seconds + meter.seconds,
-            waiting=meter.waiting,
-        )
+        evaluation = {}
         if config.logging.log_level > 0 or epoch == training.epochs - 1:
             processes.share_buffers(evaluated)
-            record.add(validate(config, evaluated, val_loader, classes, processes))
-        done = Progress(epoch + 1, records=[*done.records, record.entries()])
-        if log:
-            log.add(record)
-            checkpoint.save(saved, done)
+            evaluation = validate(config, evaluated, val_loader, classes, processes).entries()
+        run.end_epoch(resolution=side, **evaluation)
 
-    if log:
-        log.finish(evaluated.network)
+    if run.log:
+        weights = run.log.save_weights(evaluated.network)
+        compare.save(compare.draw([compare.read_run(run.log.folder)]), run.log.folder / "curves.png")
+        print(closing_table(config, run.log, weights))
 
 
 def evaluate_only(config: Config) -> None:

@@ -35,6 +35,11 @@ class Evaluation:
         """Percent; see `calibration`"""
         return rms_calibration_error(self.confidence, self.correct)
 
+    def entries(self) -> dict[str, float]:
+        """What a trainer's log has of it."""
+        names = {"top_1": self.top_1, "top_5": self.top_5, "val_loss": self.loss}
+        return {**names, "rms_calibration_error": self.rms_calibration_error}
+
 
 @torch.no_grad()
 def evaluate(

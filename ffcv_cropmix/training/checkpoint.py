@@ -11,14 +11,6 @@ import torch
 
 from ..data.replacing import replacing
 from ..errors import DataError
-from .config import Config
-
-_MAY_DIFFER = {
-    *("resume", "model.pretrained", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu"),
-    *("training.batch_size", "training.global_batch_size", "training.distributed", "training.compile"),
-    *("training.eval_only", "logging", "validation", "dist"),
-}
-"""Options and sections that are not a matter of what is optimised, and how. (Images a step are compared as such.)"""
 
 
 class Stateful(Protocol):
@@ -49,14 +41,18 @@ class Checkpoint:
     """The state of a run as a file.
 
     Args:
-        config: of the run.
+        options: of the run, in sections or not.
         images: of a step, of all processes together.
+        may_differ: options, "section.key", or sections that a run that goes on may have otherwise.
         parts: what is saved and restored, by name.
     """
 
-    def __init__(self, config: Config, images: int, **parts: Stateful) -> None:
-        self._options = _flat(asdict(config))
+    def __init__(
+        self, options: Mapping[str, Any], images: int, may_differ: frozenset[str], parts: Mapping[str, Stateful]
+    ) -> None:
+        self._options = _flat(options)
         self._images = images
+        self._may_differ = may_differ
         self._parts = parts
 
     def save(self, path: Path, progress: Progress) -> None:
@@ -78,15 +74,15 @@ class Checkpoint:
         """
         content = read(path)
         if not {"progress", "options", "images", *self._parts} <= content.keys():
-            raise DataError(f"{path} is no checkpoint to go on from: it lacks what training.ema_decay or a run adds")
+            raise DataError(f"{path} is no checkpoint to go on from, or of a run with other options")
         for name in self._options.keys() | content["options"].keys():
             then, now = content["options"].get(name), self._options.get(name)
-            if then != now and not {name, name.partition(".")[0]} & _MAY_DIFFER:
+            if then != now and not {name, name.partition(".")[0]} & self._may_differ:
                 raise DataError(f"{path} is of a run with {name}={then}, not {now}: start anew in another folder")
         if content["images"] != self._images:
             raise DataError(
-                f"{path} is of a run with {content['images']} images a step, not {self._images}: set "
-                f"training.global_batch_size={content['images']}"
+                f"{path} is of a run with {content['images']} images a step in all, not {self._images}: set "
+                "global_batch_size, or take as many processes as before"
             )
         for name, part in self._parts.items():
             part.load_state_dict(content[name])
@@ -110,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, dict):

@@ -270,6 +270,16 @@ def augmentation(options: Mapping[str, Any]) -> str:
     return text + (f" and {' or '.join(between)} between images" if between else "")
 
 
+MAY_DIFFER = frozenset(
+    [
+        *("resume", "model.pretrained", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu"),
+        *("training.batch_size", "training.global_batch_size", "training.distributed", "training.compile"),
+        *("training.eval_only", "logging", "validation", "dist"),
+    ]
+)
+"""Not a matter of what is optimised, and how: a run may go on with others. (Images a step are compared as such.)"""
+
+
 class _Parser(ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -15,48 +15,9 @@ from torch import Tensor, nn
 
 from ..data.replacing import replacing
 from ..errors import DataError
-from ..evaluation.accuracy import Evaluation
-from . import compare
 from .config import Config, augmentation
 
 T = TypeVar("T")
-
-
-@dataclass(kw_only=True, slots=True)
-class EpochRecord:
-    """One epoch. What only an evaluation tells is None in epochs without one, and then not in the log."""
-
-    epoch: int
-    """From 0"""
-    train_loss: float
-    """Mean over the epoch's steps, with label smoothing, nats"""
-    lr: float
-    """Learning rate of the epoch's last step"""
-    resolution: int
-    """Side of the training images, px"""
-    images_per_second: float
-    """Training speed of all processes, without the wait for the first batch: in the first epoch, FFCV compiles then"""
-    seconds: float
-    """Training time, with that wait, without evaluation"""
-    waiting: float
-    """Share of the training time, without that wait, in which the loop waited for the loader, percent"""
-    top_1: float | None = None
-    """Validation accuracy, percent"""
-    top_5: float | None = None
-    """Validation accuracy among the five best, percent"""
-    val_loss: float | None = None
-    """Validation cross-entropy, without label smoothing, nats"""
-    rms_calibration_error: float | None = None
-    """On the validation set, percent; see evaluation.calibration"""
-
-    def add(self, result: Evaluation) -> None:
-        """What an evaluation tells."""
-        self.top_1, self.top_5, self.val_loss = result.top_1, result.top_5, result.loss
-        self.rms_calibration_error = result.rms_calibration_error
-
-    def entries(self) -> dict[str, Any]:
-        """What there is, by name."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class Meter:
@@ -131,84 +92,98 @@ class Meter:
 
 
 class RunLog:
-    """The run's folder: `log`, `params.json`, `checkpoint.pt`, `final_weights.pt`, `curves.png`, TensorBoard's events.
+    """The run's folder: `log`, a JSON line an epoch; `params.json`, the options; TensorBoard's events.
+
+    Entries of an epoch are: epoch, from 0; train_loss, mean over the steps, nats; lr of the last step;
+    images_per_second of all processes, without the wait for the first batch, for which FFCV compiles; seconds, with
+    that wait, without evaluation; waiting, the share of the time in which the loop waited for the loader, percent,
+    again without that wait; and what the trainer adds.
 
     Args:
-        config: of the run.
-        resumed: the log's entries of the run that goes on; None for a new one.
+        folder: made if it is missing.
+        options: of the run.
+        resumed: the entries of the run that goes on; None for a new one.
+        tensorboard: write the entries for TensorBoard as well.
 
     Raises:
         DataError: the folder cannot be made or written, or holds a run although this one is new.
     """
 
-    def __init__(self, config: Config, resumed: list[dict[str, Any]] | None = None) -> None:
-        self.config = config
-        self.folder = Path(config.logging.folder)
-        self.weights = self.folder / "final_weights.pt"
-        self._log = self.folder / "log"
-        self.records = [EpochRecord(**entries) for entries in resumed or []]
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        resumed: list[dict[str, Any]] | None = None,
+        *,
+        tensorboard: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.records = list(resumed or [])
+        self._log = folder / "log"
         if self._log.exists() and resumed is None:
             raise DataError(
-                f"{self.folder} already holds a run: choose another logging.folder, go on with --resume=auto, or "
-                "remove it"
+                f"{folder} already holds a run: choose another folder, go on with --resume=auto, or remove it"
             )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error.strerror}") from error
-        _write(self.folder / "params.json", json.dumps(asdict(config), indent=2) + "\n")
+            raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+        _write(folder / "params.json", json.dumps(options, indent=2) + "\n")
         if resumed is not None:  # it may have an epoch that the checkpoint lacks
-            _write(self._log, "".join(json.dumps(record.entries()) + "\n" for record in self.records))
+            _write(self._log, "".join(json.dumps(entries) + "\n" for entries in self.records))
         self._board: Any = None
-        if config.logging.tensorboard:
+        if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(self.folder, purge_step=len(self.records))
+            self._board = SummaryWriter(folder, purge_step=len(self.records))
 
-    def add(self, record: EpochRecord) -> None:
-        """Append an epoch to the log, and say it in a line."""
-        self.records.append(record)
+    def add(self, entries: dict[str, Any], epochs: int) -> None:
+        """Append an epoch of so many to the log, and say it in a line."""
+        self.records.append(entries)
         with self._log.open("a") as file:
-            file.write(json.dumps(record.entries()) + "\n")
+            file.write(json.dumps(entries) + "\n")
         if self._board:
-            for name, value in record.entries().items():
-                self._board.add_scalar(name, value, record.epoch)
+            for name, value in entries.items():
+                self._board.add_scalar(name, value, entries["epoch"])
             self._board.flush()
-        evaluated = "" if record.top_1 is None else f", top-1 {record.top_1:.2f} %"
+        known = ("epoch", "train_loss", "lr", "images_per_second", "seconds", "waiting")
+        further = "".join(f", {name} {value:.5g}" for name, value in entries.items() if name not in known)
         print(
-            f"epoch {record.epoch + 1}/{self.config.training.epochs}: {record.resolution} px, lr {record.lr:.4g}, "
-            f"{record.images_per_second:,.0f} images/s, {record.waiting:.1f} % waiting, train loss "
-            f"{record.train_loss:.3f}{evaluated}",
+            f"epoch {entries['epoch'] + 1}/{epochs}: train loss {entries['train_loss']:.3f}, lr {entries['lr']:.4g}, "
+            f"{entries['images_per_second']:,.0f} images/s, {entries['waiting']:.1f} % waiting{further}",
             flush=True,
         )
 
-    def finish(self, network: nn.Module) -> None:
-        """Write the network's state dict, on the CPU, to `final_weights.pt`, draw `curves.png`, print a table."""
+    def save_weights(self, network: nn.Module) -> Path:
+        """Write the network's state dict, on the CPU, to `final_weights.pt`."""
         state = {key: value.cpu() for key, value in network.state_dict().items()}
-        with replacing(self.weights) as (file,):
+        path = self.folder / "final_weights.pt"
+        with replacing(path) as (file,):
             torch.save(state, file)
-        if self._board:
-            self._board.close()
-        compare.save(compare.draw([compare.read_run(self.folder)]), self.folder / "curves.png")
-        print(self.closing_table())
+        return path
 
-    def closing_table(self) -> str:
-        """The last evaluation, the speed and the time, as aligned lines."""
-        last, config = self.records[-1], self.config
-        seconds = round(sum(record.seconds for record in self.records))
-        rows = {
-            "model": f"{config.model.arch}, {config.training.epochs} epochs, {augmentation(asdict(config))}",
-            "top-1": f"{last.top_1:.2f} %",
-            "top-5": f"{last.top_5:.2f} %",
-            "validation loss": f"{last.val_loss:.4f}",
-            "RMS calibration error": f"{last.rms_calibration_error:.2f} %",
-            "training loss": f"{last.train_loss:.4f}",
-            "training images/s": f"{median(record.images_per_second for record in self.records):,.0f}",
-            "training time": f"{seconds // 60} min {seconds % 60} s",
-            "waiting for images": f"{median(record.waiting for record in self.records):.1f} % of the time",
-            "weights": str(self.weights),
-        }
-        return "\n".join(f"{name:<23}{value}" for name, value in rows.items())
+
+def closing_table(config: Config, log: RunLog, weights: Path) -> str:
+    """The last evaluation, the speed and the time, as aligned lines."""
+    last = log.records[-1]
+    seconds = round(sum(entries["seconds"] for entries in log.records))
+
+    def typical(name: str) -> float:
+        return median(entries[name] for entries in log.records)
+
+    rows = {
+        "model": f"{config.model.arch}, {config.training.epochs} epochs, {augmentation(asdict(config))}",
+        "top-1": f"{last['top_1']:.2f} %",
+        "top-5": f"{last['top_5']:.2f} %",
+        "validation loss": f"{last['val_loss']:.4f}",
+        "RMS calibration error": f"{last['rms_calibration_error']:.2f} %",
+        "training loss": f"{last['train_loss']:.4f}",
+        "training images/s": f"{typical('images_per_second'):,.0f}",
+        "training time": f"{seconds // 60} min {seconds % 60} s",
+        "waiting for images": f"{typical('waiting'):.1f} % of the time",
+        "weights": str(weights),
+    }
+    return "\n".join(f"{name:<23}{value}" for name, value in rows.items())
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,14 @@ from torch import nn
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.evaluation.weights import read_weights
 from ffcv_cropmix.training.checkpoint import Checkpoint, Progress
-from ffcv_cropmix.training.config import parse_config
+from ffcv_cropmix.training.config import MAY_DIFFER, parse_config
 from ffcv_cropmix.training.models import average_weights
 
 OPTIONS = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
 
 
 def _checkpoint(*options: str, **parts: nn.Module) -> Checkpoint:
-    return Checkpoint(parse_config([*OPTIONS, *options]), 64, **parts)
+    return Checkpoint(asdict(parse_config([*OPTIONS, *options])), 64, MAY_DIFFER, parts)
 
 
 def test_what_is_saved_is_restored(tmp_path: Path) -> None:

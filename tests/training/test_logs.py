@@ -4,98 +4,81 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.training.config import Config, parse_config
-from ffcv_cropmix.training.logs import EpochRecord, Meter, RunLog
-
-
-def _config(folder: Path, *options: str) -> Config:
-    return parse_config(
-        [
-            "--data.train_dataset=t",
-            "--data.val_dataset=v",
-            f"--logging.folder={folder}",
-            "--training.epochs=2",
-            "--logging.tensorboard=0",
-            *options,
-        ]
-    )
-
+from ffcv_cropmix.training.config import parse_config
+from ffcv_cropmix.training.logs import Meter, RunLog, closing_table
 
 TRAINED: dict = {
     "train_loss": 0.5,
     "lr": 0.1,
-    "resolution": 48,
     "images_per_second": 200.0,
     "seconds": 40.0,
     "waiting": 1.25,
 }
 
 
-def _record(epoch: int, **evaluated: float) -> EpochRecord:
-    record = EpochRecord(epoch=epoch, **TRAINED)
-    for name, value in evaluated.items():
-        setattr(record, name, value)
-    return record
+def _record(epoch: int, **further: float) -> dict[str, Any]:
+    return {"epoch": epoch, **TRAINED, **further}
 
 
 EVALUATED = {"top_1": 97.5, "top_5": 99.25, "val_loss": 0.125, "rms_calibration_error": 3.5}
 
 
-def test_params_hold_every_option(tmp_path: Path) -> None:
-    config = _config(tmp_path / "deep" / "run", "--cropmix.enabled=1")
-    RunLog(config)
-    params = json.loads((tmp_path / "deep" / "run" / "params.json").read_text())
-    assert params == asdict(config)
-    assert params["cropmix"]["enabled"] == 1
+def _new(folder: Path, *resumed: Any) -> RunLog:
+    return RunLog(folder, {"training": {"epochs": 2}}, *resumed, tensorboard=False)
 
 
-def test_one_json_line_an_epoch_without_what_was_not_measured(tmp_path: Path, capsys) -> None:
-    log = RunLog(_config(tmp_path))
-    log.add(_record(0))
-    log.add(_record(1, **EVALUATED))
+def test_params_hold_the_options(tmp_path: Path) -> None:
+    _new(tmp_path / "deep" / "run")
+    assert json.loads((tmp_path / "deep" / "run" / "params.json").read_text()) == {"training": {"epochs": 2}}
+
+
+def test_one_json_line_an_epoch(tmp_path: Path, capsys) -> None:
+    log = _new(tmp_path)
+    log.add(_record(0), 2)
+    log.add(_record(1, **EVALUATED), 2)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert lines == [{"epoch": 0, **TRAINED}, {"epoch": 1, **TRAINED, **EVALUATED}]
+    trained = "train loss 0.500, lr 0.1, 200 images/s, 1.2 % waiting"
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 1/2: 48 px, lr 0.1, 200 images/s, 1.2 % waiting, train loss 0.500",
-        "epoch 2/2: 48 px, lr 0.1, 200 images/s, 1.2 % waiting, train loss 0.500, top-1 97.50 %",
+        f"epoch 1/2: {trained}",
+        f"epoch 2/2: {trained}, top_1 97.5, top_5 99.25, val_loss 0.125, rms_calibration_error 3.5",
     ]
 
 
 def test_weights_are_the_plain_state_dict(tmp_path: Path) -> None:
-    log = RunLog(_config(tmp_path))
-    log.add(_record(0, **EVALUATED))
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    log.finish(network)
-    weights = torch.load(tmp_path / "final_weights.pt", weights_only=True)
+    path = _new(tmp_path).save_weights(network)
+    assert path == tmp_path / "final_weights.pt"
+    weights = torch.load(path, weights_only=True)
     assert list(weights) == list(network.state_dict())
     assert torch.equal(weights["0.weight"], network[0].weight)
 
 
 def test_a_resumed_log_has_what_the_checkpoint_has(tmp_path: Path) -> None:
-    log = RunLog(_config(tmp_path))
+    log = _new(tmp_path)
     for epoch in range(3):
-        log.add(_record(epoch))
-    resumed = RunLog(_config(tmp_path), [_record(epoch).entries() for epoch in range(2)])  # killed before the third
-    assert [record.epoch for record in resumed.records] == [0, 1]
+        log.add(_record(epoch), 4)
+    resumed = _new(tmp_path, [_record(epoch) for epoch in range(2)])  # killed before the third was saved
+    assert [record["epoch"] for record in resumed.records] == [0, 1]
     assert [json.loads(line)["epoch"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1]
-    resumed.add(_record(2))
+    resumed.add(_record(2), 4)
     assert [json.loads(line)["epoch"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1, 2]
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = RunLog(_config(tmp_path, "--logging.tensorboard=1"))
-    log.add(_record(0))
-    log.add(_record(1, **EVALUATED))
+    log = RunLog(tmp_path, {})
+    log.add(_record(0), 2)
+    log.add(_record(1, **EVALUATED), 2)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("top_1")] == [(1, 97.5)]
@@ -115,10 +98,13 @@ def test_a_meter_counts_what_it_waited_for(monkeypatch) -> None:
 
 
 def test_closing_table(tmp_path: Path) -> None:
-    log = RunLog(_config(tmp_path, "--cropmix.enabled=1"))
-    log.add(_record(0))
-    log.add(_record(1, **EVALUATED))
-    rows = dict(line.split("  ", 1) for line in log.closing_table().splitlines())
+    options = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
+    config = parse_config([*options, "--training.epochs=2", "--cropmix.enabled=1"])
+    log = _new(tmp_path)
+    log.add(_record(0), 2)
+    log.add(_record(1, **EVALUATED), 2)
+    table = closing_table(config, log, Path("run/final_weights.pt"))
+    rows = dict(line.split("  ", 1) for line in table.splitlines())
     assert {name: value.strip() for name, value in rows.items()} == {
         "model": "resnet18, 2 epochs, CropMix 234 mixup",
         "top-1": "97.50 %",
@@ -129,15 +115,15 @@ def test_closing_table(tmp_path: Path) -> None:
         "training images/s": "200",
         "training time": "1 min 20 s",
         "waiting for images": "1.2 % of the time",
-        "weights": str(tmp_path / "final_weights.pt"),
+        "weights": "run/final_weights.pt",
     }
 
 
 def test_a_folder_with_a_run_is_not_written_to(tmp_path: Path) -> None:
-    RunLog(_config(tmp_path)).add(_record(0))
+    _new(tmp_path).add(_record(0), 2)
     before = (tmp_path / "params.json").read_bytes()
     with pytest.raises(DataError, match="already holds a run"):
-        RunLog(_config(tmp_path, "--training.seed=1"))
+        RunLog(tmp_path, {}, tensorboard=False)
     assert (tmp_path / "params.json").read_bytes() == before
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
@@ -145,4 +131,4 @@ def test_a_folder_with_a_run_is_not_written_to(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/run cannot be written: Not a directory"):
-        RunLog(_config(tmp_path / "file" / "run"))
+        _new(tmp_path / "file" / "run")

@@ -19,6 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ffcv_cropmix import training
 from ffcv_cropmix.data.convert import convert
 from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
@@ -173,7 +174,7 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
 
     run("whole")
 
-    seed_step, kill = trainer.seed_step, [(0, 1), (1, 0), (1, 1)]
+    seed_step, kill = training.run.seed_step, [(0, 1), (1, 0), (1, 1)]
 
     def seed_and_stop(seed: int, epoch: int, step: int, rank: int) -> None:
         if kill and (epoch, step) == kill[0]:
@@ -181,7 +182,7 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
             os.kill(os.getpid(), signal.SIGTERM)
         seed_step(seed, epoch, step, rank)
 
-    monkeypatch.setattr(trainer, "seed_step", seed_and_stop)
+    monkeypatch.setattr(training.run, "seed_step", seed_and_stop)
     for at in kill.copy():
         with pytest.raises(SystemExit) as ended:
             run("stopped")
@@ -196,13 +197,13 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
             raise MemoryError  # as good as killed: nothing is saved
         seed_step(seed, epoch, step, rank)
 
-    monkeypatch.setattr(trainer, "seed_step", fail)
+    monkeypatch.setattr(training.run, "seed_step", fail)
     with pytest.raises(MemoryError):
         run("killed")
-    monkeypatch.setattr(trainer, "seed_step", seed_step)
+    monkeypatch.setattr(training.run, "seed_step", seed_step)
     with pytest.raises(DataError, match=r"is of a run with lr.lr=0.02, not 0.03: start anew"):
         run("killed", "--lr.lr=0.03")
-    with pytest.raises(DataError, match=r"16 images a step, not 8: set training.global_batch_size=16"):
+    with pytest.raises(DataError, match=r"16 images a step in all, not 8: set global_batch_size"):
         run("killed", "--training.global_batch_size=8")
     run("killed", "--training.batch_size=16", "--data.num_workers=1")
     for folder in ("stopped", "killed"):
