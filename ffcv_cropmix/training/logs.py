@@ -129,8 +129,10 @@ class RunLog:
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {error.strerror}") from error
         _write(folder / "params.json", json.dumps(options, indent=2) + "\n")
-        if resumed is not None:  # it may have an epoch that the checkpoint lacks
+        if self.records:  # the log may have an epoch that the checkpoint lacks
             _write(self._log, "".join(json.dumps(entries) + "\n" for entries in self.records))
+        else:
+            self._log.unlink(missing_ok=True)
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -71,6 +71,8 @@ def test_a_resumed_log_has_what_the_checkpoint_has(tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1]
     resumed.add(_record(2), 4)
     assert [json.loads(line)["epoch"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1, 2]
+    _new(tmp_path, [])  # killed before the first was saved
+    assert not (tmp_path / "log").exists()
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path: Path) -> None:
