@@ -6,25 +6,13 @@ torch nor FFCV: a wrong option is answered at once.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-
-from ..errors import usage_error
-
-Switch = bool | Literal[0, 1]
-"""On or off; ffcv-imagenet's files write true and 1 alike."""
-
-
-def _require(valid: bool, key: str, rule: str, value: object) -> None:
-    if not valid:
-        raise ValueError(f"{key} must be {rule}, got {value!r}")
+from .options import Switch, parse_options, require
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,7 +28,7 @@ class ModelConfig:
     """A ResNet for images of 32 px: its first convolution 3 x 3 with stride 1, and no pooling after it"""
 
     def __post_init__(self) -> None:
-        _require(self.num_classes is None or self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
+        require(self.num_classes is None or self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,11 +43,11 @@ class ResolutionConfig:
     """Epoch from which the side is max_res"""
 
     def __post_init__(self) -> None:
-        _require(self.min_res >= 1, "resolution.min_res", ">= 1 px", self.min_res)
-        _require(self.max_res >= self.min_res, "resolution.max_res", f">= min_res = {self.min_res} px", self.max_res)
-        _require(self.start_ramp >= 0, "resolution.start_ramp", ">= 0", self.start_ramp)
+        require(self.min_res >= 1, "resolution.min_res", ">= 1 px", self.min_res)
+        require(self.max_res >= self.min_res, "resolution.max_res", f">= min_res = {self.min_res} px", self.max_res)
+        require(self.start_ramp >= 0, "resolution.start_ramp", ">= 0", self.start_ramp)
         rule = f">= start_ramp = {self.start_ramp}"
-        _require(self.end_ramp >= self.start_ramp, "resolution.end_ramp", rule, self.end_ramp)
+        require(self.end_ramp >= self.start_ramp, "resolution.end_ramp", rule, self.end_ramp)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,9 +67,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         workers = self.num_workers
-        _require(workers is None or workers >= 1, "data.num_workers", ">= 1", workers)
-        _require(self.gpu >= 0, "data.gpu", ">= 0", self.gpu)
-        _require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
+        require(workers is None or workers >= 1, "data.num_workers", ">= 1", workers)
+        require(self.gpu >= 0, "data.gpu", ">= 0", self.gpu)
+        require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,12 +88,12 @@ class LrConfig:
     """step: epochs between steps"""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "lr.lr", "> 0", self.lr)
+        require(0 < self.lr < math.inf, "lr.lr", "> 0", self.lr)
         reference = self.reference_batch_size
-        _require(reference is None or reference >= 1, "lr.reference_batch_size", ">= 1", reference)
-        _require(0 <= self.lr_peak_epoch < math.inf, "lr.lr_peak_epoch", ">= 0", self.lr_peak_epoch)
-        _require(0 < self.step_ratio < math.inf, "lr.step_ratio", "> 0", self.step_ratio)
-        _require(self.step_length >= 1, "lr.step_length", ">= 1", self.step_length)
+        require(reference is None or reference >= 1, "lr.reference_batch_size", ">= 1", reference)
+        require(0 <= self.lr_peak_epoch < math.inf, "lr.lr_peak_epoch", ">= 0", self.lr_peak_epoch)
+        require(0 < self.step_ratio < math.inf, "lr.step_ratio", "> 0", self.step_ratio)
+        require(self.step_length >= 1, "lr.step_length", ">= 1", self.step_length)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,7 +106,7 @@ class LoggingConfig:
     """Write the log for TensorBoard as well"""
 
     def __post_init__(self) -> None:
-        _require(self.log_level >= 0, "logging.log_level", ">= 0", self.log_level)
+        require(self.log_level >= 0, "logging.log_level", ">= 0", self.log_level)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -133,9 +121,9 @@ class ValidationConfig:
     """Average the outputs for each image and its mirror image"""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "validation.batch_size", ">= 1", self.batch_size)
-        _require(self.resolution >= 1, "validation.resolution", ">= 1 px", self.resolution)
-        _require(0 < self.crop_ratio <= 1, "validation.crop_ratio", "in (0, 1]", self.crop_ratio)
+        require(self.batch_size >= 1, "validation.batch_size", ">= 1", self.batch_size)
+        require(self.resolution >= 1, "validation.resolution", ">= 1 px", self.resolution)
+        require(0 < self.crop_ratio <= 1, "validation.crop_ratio", "in (0, 1]", self.crop_ratio)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -180,17 +168,17 @@ class TrainingConfig:
     """Of initial weights, order and augmentation, 0 to 2**32 - 1"""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
+        require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
         whole = self.global_batch_size
-        _require(whole is None or whole >= 1, "training.global_batch_size", ">= 1", whole)
-        _require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
-        _require(0 <= self.weight_decay < math.inf, "training.weight_decay", ">= 0", self.weight_decay)
-        _require(self.epochs >= 1, "training.epochs", ">= 1", self.epochs)
-        _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
-        _require(0 <= self.mixup < math.inf, "training.mixup", ">= 0", self.mixup)
-        _require(0 <= self.cutmix < math.inf, "training.cutmix", ">= 0", self.cutmix)
-        _require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
-        _require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
+        require(whole is None or whole >= 1, "training.global_batch_size", ">= 1", whole)
+        require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
+        require(0 <= self.weight_decay < math.inf, "training.weight_decay", ">= 0", self.weight_decay)
+        require(self.epochs >= 1, "training.epochs", ">= 1", self.epochs)
+        require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
+        require(0 <= self.mixup < math.inf, "training.mixup", ">= 0", self.mixup)
+        require(0 <= self.cutmix < math.inf, "training.cutmix", ">= 0", self.cutmix)
+        require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
+        require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -203,8 +191,8 @@ class DistConfig:
     """Port of the first process"""
 
     def __post_init__(self) -> None:
-        _require(self.world_size >= 1, "dist.world_size", ">= 1", self.world_size)
-        _require(1 <= self.port <= 65535, "dist.port", "in 1 to 65535", self.port)
+        require(self.world_size >= 1, "dist.world_size", ">= 1", self.world_size)
+        require(1 <= self.port <= 65535, "dist.port", "in 1 to 65535", self.port)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -223,10 +211,10 @@ class CropMixConfig:
     """Permute the colour channels of one operand of each mix"""
 
     def __post_init__(self) -> None:
-        _require(0 < self.scale <= 1, "cropmix.scale", "in (0, 1]", self.scale)
+        require(0 < self.scale <= 1, "cropmix.scale", "in (0, 1]", self.scale)
         digits = bool(re.fullmatch("[1-8]{1,8}", str(self.number)))
-        _require(digits, "cropmix.number", "made of the digits 1 to 8", self.number)
-        _require(0 < self.mix_ratio < math.inf, "cropmix.mix_ratio", "> 0", self.mix_ratio)
+        require(digits, "cropmix.number", "made of the digits 1 to 8", self.number)
+        require(0 < self.mix_ratio < math.inf, "cropmix.mix_ratio", "> 0", self.mix_ratio)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,71 +268,7 @@ MAY_DIFFER = frozenset(
 """Not a matter of what is optimised, and how: a run may go on with others. (Images a step are compared as such.)"""
 
 
-class _Parser(ArgumentParser):
-    """Says what is wrong in one line, and what may have been meant."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        usage_error(_shorten(message))
-
-
-def _shorten(message: str) -> str:
-    """jsonargparse's message without its vocabulary: `training.epochs: expected int, got 'many'`."""
-    sections = {name: hint for name, hint in get_type_hints(Config).items() if is_dataclass(hint)}
-    mistyped = re.search(r'^Parser key "(\w+)\.(\w+)":(?:.|\n)*(?:Got value|Given value): (.*)', message)
-    if mistyped:
-        section, key, value = mistyped.groups()
-        return f"{section}.{key}: expected {_type_name(get_type_hints(sections[section])[key])}, got {value!r}"
-    unknown = re.match(r"unrecognized arguments: --([\w.]+)|Group '(\w+)' does not accept option '(\w+)'", message)
-    if unknown:
-        name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
-        keys = ["resume", *(f"{name}.{key.name}" for name, section in sections.items() for key in fields(section))]
-        close = difflib.get_close_matches(name, keys, n=3, cutoff=0.8)
-        return f"there is no option {name}" + (f"; close to it: {', '.join(close)}" if close else "")
-    return message
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(str(value) for value in get_args(hint))
-    if get_args(hint):
-        return " or ".join(_type_name(part) for part in get_args(hint))
-    return "null" if hint is type(None) else hint.__name__
-
-
-def _file_first(arguments: Sequence[str] | None) -> list[str]:
-    """The arguments (default: the command line's), if no file comes after an option that it would silently undo."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    override = ""
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if name in ("--config-file", "--config"):
-            if override:
-                usage_error(f"{name} comes after {override}, which it would override: put the file first")
-        elif name.startswith("--") and name != "--print_config":
-            override = argument
-    return arguments
-
-
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """Read `--config-file FILE` and dotted overrides such as `--training.epochs=1` (default: the command line's).
-
-    What is wrong (key, type, range) ends the program with status 2 and one line on stderr.
-    """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser: Any = _Parser(
-        prog="train_imagenet.py",
-        description="Train an image classifier on .beton files, with CropMix or RandomResizedCrop.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config-file", "--config", action="config", help="YAML file; options after it override it")
-    parser.add_class_arguments(Config)
-    options = parser.parse_args(_file_first(arguments))
-    sections = [section.name for section in fields(Config) if is_dataclass(get_type_hints(Config)[section.name])]
-    for section in sections:
-        if not isinstance(options[section], Namespace):
-            usage_error(f"{section}: expected a section of options, got {options[section]!r}")
-    try:
-        options = parser.instantiate(options)
-        return Config(**{key.name: options[key.name] for key in fields(Config)})
-    except ValueError as error:
-        usage_error(str(error))
+    """The options of train_imagenet.py (default: the command line's), see `parse_options`."""
+    description = "Train an image classifier on .beton files, with CropMix or RandomResizedCrop."
+    return parse_options(Config, arguments, prog="train_imagenet.py", description=description)
