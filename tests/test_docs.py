@@ -28,5 +28,15 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert target.startswith("https://") or (document.parent / target).exists(), target
 
 
+def test_the_recipes_figures_are_those_of_their_files() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    rows = re.findall(r"^\| `(rn\d+_configs/rn.+)` \| (\d+) \| ([\d.]+) \| ([\d.]+) \| (.+) \|$", page, re.M)
+    assert {row[0] for row in rows} == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("rn*_configs/rn*.yaml")}
+    for file, epochs, top_1, minutes, machine in rows:
+        comment = " ".join(re.findall("^# *(.*)", (ROOT / file).read_text(), re.M))
+        assert f"in {epochs} epochs" in comment
+        assert f"publishes {top_1} % top-1 in {minutes} minutes on {machine}, with RandomResizedCrop" in comment
+
+
 def test_setuptools_is_a_dependency() -> None:
     assert "setuptools" in (requires("ffcv-cropmix") or [])  # FFCV imports distutils, which Python 3.12 dropped
