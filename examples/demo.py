@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from ffcv.transforms import ToTensor
 from sklearn.datasets import load_sample_image
 
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader, sample_plan
-from ffcv_cropmix.visualize import contact_sheet
+from ffcv_cropmix.visualize import Sheet, contact_sheet, strips, write_figures
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDER = Path("demo")
@@ -55,14 +54,14 @@ def images_per_second(name: str) -> float:
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    matplotlib.use("Agg")
     photo = load_sample_image("china.jpg")
     plans = [
         sample_plan(*photo.shape[:2], number=3, operation=operation, mix_ratio=4, seed=seed)
         for operation, seed in (("mixup", 1), ("cutmix", 4))
     ]
-    contact_sheet(photo, plans).savefig(FOLDER / "crops.png", dpi=110)
-    print(f"{FOLDER / 'crops.png'}: crops, their weights and their mix")
+    sheet = Sheet(photo, plans, strips(photo, range(8), options={"inter_aug": True}))
+    write_figures([contact_sheet([sheet])], FOLDER / "crops.png")
+    print(f"{FOLDER / 'crops.png'}: crops, their share of the mix, the mix")
 
     for split in ("train", "val"):
         run("write_dataset.py", "--dataset=digits", f"--split={split}", f"--write_path={FOLDER / split}.beton")

@@ -1,25 +1,55 @@
-"""What CropMix does to an image, drawn."""
+"""What CropMix does to images, drawn: python -m ffcv_cropmix.visualize FILE.beton --output FIG.png
+
+For each image and operation a row: the crops on the image, the views with their share of the mix, the mix; below them,
+what RandomResizedCrop and CropMix make of the image in several epochs. Rows of a .beton file are drawn as the decoder
+delivers them with the same options, seed and epoch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
-from matplotlib.patches import Rectangle
+from PIL import Image
 
-from .functional import cropmix
-from .plan import MixPlan, sample_plan
+from .data.images import decode_rgb
+from .data.replacing import replacing
+from .errors import DataError, Parser, run_program, usage_error
+from .functional import INTERPOLATIONS, Interpolation, cropmix
+from .plan import OPERATIONS, MixPlan, Permutation, sample_plan
 
-_COLORS = ("tab:orange", "tab:cyan", "tab:pink", "tab:olive", "tab:red", "tab:blue", "tab:green", "tab:purple")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# A view is told by its number, and by colour, brightness and line alike: in grey too, and by the colour-blind.
+_COLORS = ("#ffd500", "#d81b60", "#00c8ff", "#1a237e", "#ff8f00", "#2e7d32", "#eeeeee", "#6a1b9a")
+_LINES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 0.8)), (0, (4, 1, 1.2, 1)))
+_WIDTH, _TITLE, _DPI = 8.6, 0.26, 100  # inches, and dots an inch
+_FRAME_MS = 900
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+_RANDOM_RESIZED_CROP: dict[str, Any] = {"number": 1, "scale": 0.08, "inter_aug": False}
 
 
-def view_weights(plan: MixPlan, output_size: tuple[int, int]) -> np.ndarray:
-    """Share of each view in the mixed image, float64 (views,), sum 1: weight under mixup, visible area under cutmix."""
+@dataclass(frozen=True)
+class Sheet:
+    """What is drawn of one image."""
+
+    image: np.ndarray
+    """uint8 (height, width, 3)"""
+    plans: Sequence[MixPlan]
+    """A row each: the crops on the image, the views, the mix"""
+    strips: Mapping[str, Sequence[MixPlan]] = field(default_factory=dict)
+    """A row each, with its name: mixes alone, of several epochs"""
+    title: str = ""
+
+
+def view_shares(plan: MixPlan, output_size: tuple[int, int]) -> np.ndarray:
+    """Share of each view in each pixel of the mixed image, float64 (height, width, views), sum 1."""
     shares = np.zeros((*output_size, len(plan.crops)))
     shares[:, :, 0] = 1
     for step in range(len(plan.crops) - 1):
@@ -32,48 +62,370 @@ def view_weights(plan: MixPlan, output_size: tuple[int, int]) -> np.ndarray:
         below, above = (shares, view) if plan.paste_next[step] else (view, shares)
         shares = below.copy()
         shares[row0:row1, col0:col1] = above[row0:row1, col0:col1]
-    return shares.mean((0, 1))
+    return shares[:, ::-1] if plan.flip else shares
+
+
+def view_permutations(plan: MixPlan) -> list[Permutation]:
+    """What has become of each view's channels in the mixed image: out[..., c] = view[..., p[c]]."""
+    found: list[Permutation] = [(0, 1, 2)]
+    for step, permutation in enumerate(plan.permutations or [(0, 1, 2)] * (len(plan.crops) - 1)):
+        first, second, third = permutation
+        of_next = plan.lams[step] > 0.5 if plan.operation == "mixup" else plan.paste_next[step]
+        if of_next:
+            found.append(permutation)
+        else:
+            found = [*((p[first], p[second], p[third]) for p in found), (0, 1, 2)]
+    return found
+
+
+def view_images(
+    image: np.ndarray, plan: MixPlan, output_size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> list[np.ndarray]:
+    """The views, mirrored and with the channels that they have in the mixed image: uint8 (height, width, 3) each."""
+    alone = (MixPlan(crops=[crop], flip=plan.flip) for crop in plan.crops)
+    drawn = (cropmix(image, one, output_size, interpolation) for one in alone)
+    return [view[:, :, list(p)] for view, p in zip(drawn, view_permutations(plan), strict=True)]
+
+
+def strips(
+    image: np.ndarray, epochs: Sequence[int], *, options: Mapping[str, Any], index: int = 0, seed: int = 0
+) -> dict[str, list[MixPlan]]:
+    """What RandomResizedCrop and CropMix make of an image in several epochs.
+
+    Args:
+        options: of CropMix, as `sample_plan` has them.
+        index: the sample's row.
+    """
+    kinds = {"RandomResizedCrop": {**options, **_RANDOM_RESIZED_CROP}, "CropMix": options}
+    return {
+        name: [sample_plan(*image.shape[:2], index=index, seed=seed, epoch=epoch, **of) for epoch in epochs]
+        for name, of in kinds.items()
+    }
 
 
 def contact_sheet(
-    image: np.ndarray, plans: Sequence[MixPlan], output_size: tuple[int, int] = (224, 224), draws: int = 8
+    sheets: Sequence[Sheet],
+    output_size: tuple[int, int] = (224, 224),
+    interpolation: Interpolation = "bilinear",
+    title: str = "",
+    room: int = 0,
 ) -> Figure:
-    """Draw how plans mix an image, and draws of RandomResizedCrop and CropMix to compare.
+    """Draw how plans mix images.
 
     Args:
-        image: uint8 (height, width, 3).
-        plans: a row each: the crops on the image, each view with its share, the mix. At most 5 views.
-        output_size: (height, width) of views and mixes, px.
-        draws: of RandomResizedCrop and of CropMix, a row each.
+        sheets: one below the other.
+        output_size: (height, width) of views and mixes, px; that of the plans.
+        interpolation: of views and mixes.
+        title: of the figure.
+        room: for so many views at least; figures with the same room, images and rows are of the same size.
     """
-    figure = plt.figure(figsize=(1.6 * draws, 2.1 * (len(plans) + 2)), layout="constrained")
-    grid = figure.add_gridspec(len(plans) + 2, draws)
+    from matplotlib.figure import Figure
 
-    def show(place: SubplotSpec, picture: np.ndarray, title: str = "") -> Axes:
-        axes = figure.add_subplot(place)
-        axes.imshow(picture)
-        axes.set_title(title, fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return axes
-
-    for row, plan in enumerate(plans):
-        axes = show(grid[row, :2], image, f"{plan.operation}: {len(plan.crops)} crops")
-        shares = view_weights(plan, output_size)
-        for number, (top, left, height, width) in enumerate(plan.crops):
-            color = _COLORS[number]
-            axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=color, linewidth=2))
-            view = cropmix(image, MixPlan(crops=[plan.crops[number]]), output_size)
-            panel = show(grid[row, 2 + number], view, f"{100 * shares[number]:.0f} %")
-            for spine in panel.spines.values():
-                spine.set(edgecolor=color, linewidth=2)
-        show(grid[row, 2 + len(plan.crops)], cropmix(image, plan, output_size), "the mix")
-    compared: dict[str, dict[str, Any]] = {
-        "RandomResizedCrop": {"number": 1, "scale": 0.08},
-        "CropMix": {"inter_aug": True},
-    }
-    for row, (name, options) in enumerate(compared.items(), start=len(plans)):
-        for index in range(draws):
-            plan = sample_plan(*image.shape[:2], output_size=output_size, index=index, **options)
-            show(grid[row, index], cropmix(image, plan, output_size), name if index == 0 else "")
+    room = max(room, *(len(plan.crops) for sheet in sheets for plan in sheet.plans))
+    heights = [_row_heights(sheet, room) for sheet in sheets]
+    totals = [sum(rows) + 0.3 * bool(sheet.title) for rows, sheet in zip(heights, sheets, strict=True)]
+    figure = Figure((_WIDTH, sum(totals) + 0.4 * bool(title)), dpi=_DPI, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+    parts = figure.subfigures(len(sheets), 1, height_ratios=totals, squeeze=False)[:, 0]
+    for part, sheet, rows in zip(parts, sheets, heights, strict=True):
+        if sheet.title:
+            part.suptitle(sheet.title, fontsize=11)
+        grid = iter(part.add_gridspec(len(rows), 1, height_ratios=rows))
+        for plan, cell in zip(sheet.plans, grid):
+            widths = [sheet.image.shape[1] / sheet.image.shape[0], *[1] * (room + 1)]
+            places = [part.add_subplot(place) for place in cell.subgridspec(1, len(widths), width_ratios=widths)]
+            _draw_plan(places, sheet.image, plan, output_size, interpolation)
+        for (name, plans), cell in zip(sheet.strips.items(), grid):
+            for k, (plan, place) in enumerate(zip(plans, cell.subgridspec(1, len(plans)))):
+                axes = part.add_subplot(place)
+                _show(axes, cropmix(sheet.image, plan, output_size, interpolation))
+                if k == 0:
+                    _long_title(axes, f"{name}: {len(plans)} epochs")
     return figure
+
+
+def _row_heights(sheet: Sheet, room: int) -> list[float]:
+    """Inches; the image of a plan, `room` views and the mix are of one height, and take the width together."""
+    height, width, _ = sheet.image.shape
+    of_plans = [_WIDTH / (width / height + room + 1) + _TITLE] * len(sheet.plans)
+    return of_plans + [_WIDTH / len(plans) + _TITLE for plans in sheet.strips.values()]
+
+
+def _show(axes: Axes, picture: np.ndarray, title: str = " ") -> None:
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _long_title(axes: Axes, title: str) -> None:
+    """In the place of an empty title: from the left, and images are not moved where it is wider than they are."""
+    text = axes.annotate(title, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=10)
+    text.set_in_layout(False)
+
+
+def _draw_plan(
+    places: Sequence[Axes],
+    image: np.ndarray,
+    plan: MixPlan,
+    output_size: tuple[int, int],
+    interpolation: Interpolation,
+) -> None:
+    """A row: the crops on the image, the views, the mix."""
+    _draw_crops(places[0], image, plan)
+    shares = view_shares(plan, output_size)
+    drawn = view_images(image, plan, output_size, interpolation)
+    for view, picture in enumerate(drawn):
+        _draw_view(places[1 + view], view, picture, shares[:, :, view])
+    used = 1 + len(drawn)
+    if len(drawn) > 1:
+        mix = cropmix(image, plan, output_size, interpolation)
+        _draw_mix(places[used], mix, shares if plan.operation == "cutmix" else None)
+        used += 1
+    for unused in places[used:]:
+        unused.set_axis_off()
+
+
+def _draw_crops(axes: Axes, image: np.ndarray, plan: MixPlan) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    one = len(plan.crops) == 1
+    _show(axes, image)
+    _long_title(axes, "one crop" if one else f"{plan.operation} of {len(plan.crops)} crops")
+    for view, (top, left, height, width) in enumerate(plan.crops):
+        rim = withStroke(linewidth=4, foreground=_contrast(view))  # to be seen on any image
+        axes.add_patch(
+            Rectangle(
+                (left, top),
+                width - 1,
+                height - 1,
+                fill=False,
+                edgecolor=_COLORS[view],
+                linewidth=2.4,
+                linestyle=_LINES[view % len(_LINES)],
+                path_effects=[rim],
+            )
+        )
+    for view, (top, left, height, width) in enumerate(plan.crops):  # each in another corner: crops share corners
+        right, bottom = view % 2, view // 2 % 2
+        _label(axes, view, left + width * right, top + height * bottom, right, bottom)
+
+
+def _draw_view(axes: Axes, view: int, picture: np.ndarray, shares: np.ndarray) -> None:
+    """A view in a frame like its crop's; what cutmix covers is pale."""
+    covered = (shares == 0)[:, :, None]
+    _show(axes, np.where(covered, 255 - (255 - picture) // 4, picture), f"{100 * shares.mean():.0f} %")
+    axes.spines[:].set(visible=True, edgecolor=_COLORS[view], linewidth=2.4, linestyle=_LINES[view % len(_LINES)])
+    _label(axes, view, 0, 0)
+
+
+def _draw_mix(axes: Axes, picture: np.ndarray, shares: np.ndarray | None) -> None:
+    """The mix; of cutmix, with the views' borders and numbers."""
+    from matplotlib.colors import to_rgb
+
+    if shares is not None:
+        picture = picture.copy()
+        seen = np.pad(shares > 0.5, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        inside = seen[:-4, 2:-2] & seen[4:, 2:-2] & seen[2:-2, :-4] & seen[2:-2, 4:]
+        for view in range(shares.shape[2]):
+            border = (shares[:, :, view] > 0.5) & ~inside[:, :, view]
+            picture[border] = 255 * np.array(to_rgb(_COLORS[view]))
+    _show(axes, picture, "the mix")
+    for view in range(shares.shape[2] if shares is not None else 0):
+        rows, columns = np.nonzero(shares[:, :, view])  # type: ignore[index]
+        if len(rows):
+            _label(axes, view, columns[0], rows[0])
+
+
+def _label(axes: Axes, view: int, column: float, row: float, right: int = 0, bottom: int = 0) -> None:
+    """The number of a view, in its colour, within the corner at a place of an image: the upper left one, or another."""
+    axes.annotate(
+        str(view + 1),
+        (column, row),
+        (-5 if right else 5, 5 if bottom else -5),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="bottom" if bottom else "top",
+        fontsize=9,
+        fontweight="bold",
+        color=_contrast(view),
+        bbox={"facecolor": _COLORS[view], "edgecolor": "black", "linewidth": 0.6, "pad": 1.6},
+    )
+
+
+def _contrast(view: int) -> str:
+    """Black on bright colours, white on dark ones."""
+    from matplotlib.colors import to_rgb
+
+    return "black" if np.dot(to_rgb(_COLORS[view]), (0.299, 0.587, 0.114)) > 0.5 else "white"
+
+
+def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tuple[int, str, np.ndarray]]:
+    """Images to draw, with their rows and names.
+
+    Args:
+        path: a .beton file, a folder of images, whose rows are the sorted paths, or an image.
+        rows: which; None: `count` of them, evenly spaced.
+
+    Raises:
+        DataError: there is no image, or none of that row; or it cannot be read.
+    """
+    if path.suffix == ".beton":
+        return _open_beton(path, rows, count)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    elif path.is_file():
+        files = [path]
+    else:
+        raise DataError(f"{path}: no such file or directory")
+    found = []
+    for row in _chosen(path, len(files), rows, count):
+        try:
+            found.append((row, files[row].name, decode_rgb(files[row].read_bytes())))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{files[row]} cannot be read: {error}") from None
+    return found
+
+
+def _chosen(path: Path, available: int, rows: Sequence[int] | None, count: int) -> list[int]:
+    if not available:
+        raise DataError(f"{path} has no images")
+    wrong = next((row for row in rows or () if not 0 <= row < available), None)
+    if wrong is not None:
+        raise DataError(f"{path} has no row {wrong}: there are {available}, from 0")
+    return list(rows) if rows else np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
+
+
+def _open_beton(path: Path, rows: Sequence[int] | None, count: int) -> list[tuple[int, str, np.ndarray]]:
+    from .data.check import check_beton
+
+    beton = check_beton(path)
+    if "image" not in beton.fields:
+        raise DataError(f"{path} has no field image")
+    from ffcv.fields.rgb_image import IMAGE_MODES
+    from ffcv.reader import Reader
+
+    table = Reader(str(path)).alloc_table
+    sizes = dict(zip(table["ptr"].tolist(), table["size"].tolist()))
+    found = []
+    for row in _chosen(path, len(beton.metadata), rows, count):
+        image = beton.column("image")[row]
+        data = np.fromfile(path, np.uint8, sizes[int(image["data_ptr"])], offset=int(image["data_ptr"]))
+        name = f"{path.name}, row {row}"
+        if beton.sidecar and "label" in beton.fields:
+            label = int(beton.column("label")[row])
+            name += f", {beton.sidecar.classes[label]}" if 0 <= label < len(beton.sidecar.classes) else ""
+        try:
+            raw = image["mode"] == IMAGE_MODES["raw"]
+            pixels = data.reshape(image["height"], image["width"], 3) if raw else decode_rgb(data.tobytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{name} cannot be read: {error}") from None
+        found.append((row, name, pixels))
+    return found
+
+
+def write_figures(figures: Sequence[Figure], path: Path) -> None:
+    """Write a figure as PNG, or several of one size as an animated GIF, by the file's suffix; whole, or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvases = [FigureCanvasAgg(figure) for figure in figures]
+    for canvas in canvases:
+        canvas.draw()
+    frames = [Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB") for canvas in canvases]
+    several = {"save_all": True, "append_images": frames[1:], "duration": _FRAME_MS, "loop": 0}
+    with replacing(path) as (file,):
+        if path.suffix.lower() == ".gif":
+            frames[0].save(file, "GIF", **several)
+        else:
+            frames[0].save(file, "PNG", optimize=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; a wrong option ends the program with one line and status 2."""
+    parser = Parser(prog="python -m ffcv_cropmix.visualize", description=(__doc__ or "").partition("\n\n")[2])
+    add = parser.add_argument
+    add("source", type=Path, metavar="FILE.beton|FOLDER|IMAGE", help="whose images")
+    add("--output", type=Path, required=True, metavar="FIG", help="FIG.png; with --animate FIG.gif")
+    add("--rows", type=int, nargs="+", metavar="ROW", help="of the images; default: --images, evenly spaced")
+    add("--images", type=int, default=2, metavar="N", help="how many; default: %(default)s")
+    add("--epochs", type=int, default=8, metavar="N", help="of RandomResizedCrop and CropMix; default: %(default)s")
+    add("--animate", action="store_true", help="a GIF with a frame for each epoch")
+    add("--operation", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), help="default: both, a row each")
+    add("--scale", type=float, nargs="+", default=[0.01], metavar="S", help="smallest, or smallest and largest area")
+    add("--number", type=int, default=234, help="of crops, 1 to 8; several digits: one of them; default: %(default)s")
+    add("--mix_ratio", type=float, default=0.4, help="mixup: Beta(mix_ratio / n, mix_ratio / n); default: %(default)s")
+    add("--inter_aug", action="store_true", help="permute the colour channels of one operand of each mix")
+    add("--ratio", type=float, nargs=2, default=(3 / 4, 4 / 3), metavar=("LOW", "HIGH"), help="width / height")
+    add("--interpolation", choices=INTERPOLATIONS, default="bilinear", help="default: %(default)s")
+    add("--flip_probability", type=float, default=0.0, help="default: %(default)s")
+    add("--size", type=int, default=224, metavar="PX", help="side of the mixes; default: %(default)s")
+    add("--seed", type=int, default=0, help="of the decoder; default: %(default)s")
+    add("--epoch", type=int, default=0, help="the first; default: %(default)s")
+    given = parser.parse_args()
+    for name, least in (("images", 1), ("epochs", int(given.animate)), ("size", 1), ("epoch", 0)):
+        if getattr(given, name) < least:
+            usage_error(f"--{name} is at least {least}, got {getattr(given, name)}")
+    if len(given.scale) > 2:
+        usage_error(f"--scale is one number or two, got {len(given.scale)}")
+    suffix = ".gif" if given.animate else ".png"
+    if given.output.suffix.lower() != suffix or not given.output.parent.is_dir():
+        usage_error(f"--output is a file *{suffix} in a folder that exists, got {given.output}")
+    return given
+
+
+def draw(given: argparse.Namespace) -> list[Figure]:
+    """The figures that the command line asks for: one, or with --animate one for each epoch."""
+    size = (given.size, given.size)
+    options: dict[str, Any] = {
+        "output_size": size,
+        "scale": given.scale[0] if len(given.scale) == 1 else tuple(given.scale),
+        "number": given.number,
+        "mix_ratio": given.mix_ratio,
+        "inter_aug": given.inter_aug,
+        "ratio": tuple(given.ratio),
+        "flip_probability": given.flip_probability,
+    }
+    images = open_images(given.source, given.rows, given.images)
+
+    kinds = [{**options, "operation": operation} for operation in given.operation]
+
+    def sheet(row: int, name: str, image: np.ndarray, epoch: int) -> Sheet:
+        shown = [{**options, **_RANDOM_RESIZED_CROP}, *kinds] if given.animate else kinds
+        plans = [sample_plan(*image.shape[:2], seed=given.seed, epoch=epoch, index=row, **kind) for kind in shown]
+        compared: dict[str, list[MixPlan]] = {}
+        epochs = range(epoch, epoch + given.epochs * (not given.animate))
+        for kind in kinds if epochs else []:
+            several = strips(image, epochs, options=kind, index=row, seed=given.seed)
+            compared["RandomResizedCrop"] = several["RandomResizedCrop"]
+            compared[f"CropMix, {kind['operation']}"] = several["CropMix"]
+        return Sheet(image, plans, compared, name)
+
+    epochs = range(given.epoch, given.epoch + (given.epochs if given.animate else 1))
+    frames = {epoch: [sheet(*image, epoch) for image in images] for epoch in epochs}
+    room = max(len(plan.crops) for sheets in frames.values() for sheet in sheets for plan in sheet.plans)
+    return [
+        contact_sheet(sheets, size, given.interpolation, f"epoch {epoch}" * given.animate, room)
+        for epoch, sheets in frames.items()
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    given = parse_arguments()
+    try:
+        figures = draw(given)
+    except ValueError as error:
+        usage_error(str(error))
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("matplotlib"):
+            raise
+        raise DataError("drawing needs matplotlib: pip install 'ffcv-cropmix[demo]'") from None
+    write_figures(figures, given.output)
+    print(f"{given.output}: {'a frame for each epoch' if given.animate else 'crops, their share of the mix, the mix'}")
+
+
+if __name__ == "__main__":
+    run_program(main)
