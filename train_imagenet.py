@@ -53,8 +53,8 @@ RRC_SCALE = 0.08  # smallest crop of the plain RandomResizedCrop, as a share of 
 def train(config: Config) -> None:
     """Train as `config` says; leave log, checkpoint and weights in `logging.folder`, and print a closing table."""
     training = config.training
-    processes = join(config)
-    device, precision = processes.device, choose_precision(config, processes.device)
+    processes = join(config.data.gpu, config.dist if training.distributed else None)
+    device, precision = processes.device, choose_precision(config.training.precision, processes.device)
     torch.manual_seed(training.seed)
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(processes.cores)  # importing FFCV set it to 1
@@ -146,7 +146,7 @@ def train(config: Config) -> None:
 
 def evaluate_only(config: Config) -> None:
     """Evaluate the weights of `resume` on the validation set."""
-    processes = join(config)
+    processes = join(config.data.gpu, config.dist if config.training.distributed else None)
     path = Path(config.logging.folder) / "checkpoint.pt" if config.resume == "auto" else Path(str(config.resume))
     classes = config.model.num_classes or count_classes(config.data.val_dataset)
     check_dataset(config.data.val_dataset, classes)
@@ -161,7 +161,7 @@ def evaluate_only(config: Config) -> None:
 def validate(config: Config, model: nn.Module, loader: Loader, classes: int, processes: Processes) -> Evaluation:
     """Evaluate on the validation set; all processes get the result of all."""
     batches = progress(loader, len(loader), "validation") if processes.first else loader
-    with mixed_precision(processes.device, choose_precision(config, processes.device)):
+    with mixed_precision(processes.device, choose_precision(config.training.precision, processes.device)):
         return evaluate(model, batches, num_classes=classes, flip_tta=bool(config.validation.lr_tta))
 
 

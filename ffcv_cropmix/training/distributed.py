@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import usage_error
-from .config import Config
+from .config import DistConfig
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,25 @@ class Processes:
         return nullcontext()
 
 
-def join(config: Config) -> Processes:
+def join(gpu: int, local: DistConfig | None = None) -> Processes:
     """Choose the device, and join the other processes if torchrun started this one.
 
-    With `training.distributed` and without torchrun, this program starts again under torchrun, on this machine, in
-    `dist.world_size` processes: then it does not return. Processes use nccl on GPUs, and gloo on CPUs.
+    Processes use nccl on GPUs, and gloo on CPUs.
+
+    Args:
+        gpu: index of the one to use, where there are any, without torchrun.
+        local: without torchrun, and if it says so of several processes: start this program again in as many, under
+            torchrun, on this machine. Then it does not return.
     """
     gpus = torch.cuda.device_count()
     if "LOCAL_RANK" not in os.environ:
-        if config.training.distributed and config.dist.world_size > 1:
-            if 0 < gpus < config.dist.world_size:
-                usage_error(f"dist.world_size={config.dist.world_size}: this machine has {gpus} GPUs")
-            _start_again(config)
-        if gpus and config.data.gpu >= gpus:
-            usage_error(f"data.gpu={config.data.gpu}: there are {gpus} GPUs, numbered from 0")
-        return Processes(_use(config.data.gpu if gpus else None))
+        if local and local.world_size > 1:
+            if 0 < gpus < local.world_size:
+                usage_error(f"dist.world_size={local.world_size}: this machine has {gpus} GPUs")
+            _start_again(local)
+        if gpus and gpu >= gpus:
+            usage_error(f"data.gpu={gpu}: there are {gpus} GPUs, numbered from 0")
+        return Processes(_use(gpu if gpus else None))
     local_rank, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if 0 < gpus < on_machine:
         usage_error(f"{on_machine} processes on this machine, which has {gpus} GPUs")
@@ -106,11 +110,16 @@ def _use(gpu: int | None) -> torch.device:
     return torch.device("cuda", gpu)
 
 
-def _start_again(config: Config) -> None:
-    where = [f"--nproc-per-node={config.dist.world_size}", f"--master-addr={config.dist.address}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--master-port={config.dist.port}", *sys.argv]
+def _start_again(local: DistConfig) -> None:
+    where = [f"--nproc-per-node={local.world_size}", f"--master-addr={local.address}", f"--master-port={local.port}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would say that it sets it; the trainer sets torch's own
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *where, *_this_program()])
+
+
+def _this_program() -> list[str]:
+    """How it was started: a script or, with python -m, a module; and its arguments."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return [*(["-m", module.name] if module else sys.argv[:1]), *sys.argv[1:]]
 
 
 def split_batch(batch_size: int, global_batch_size: int | None, processes: int) -> tuple[int, int]:

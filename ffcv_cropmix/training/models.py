@@ -13,8 +13,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .config import Config
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -202,9 +200,9 @@ def average_weights(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def choose_precision(config: Config, device: torch.device) -> str:
-    """What `training.precision` says, else bf16 on a GPU: it needs no scaled losses."""
-    return config.training.precision or ("bf16" if device.type == "cuda" else "fp32")
+def choose_precision(wanted: str | None, device: torch.device) -> str:
+    """What is wanted, else bf16 on a GPU, which needs no scaled losses, and fp32 on the CPU."""
+    return wanted or ("bf16" if device.type == "cuda" else "fp32")
 
 
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
