@@ -42,7 +42,7 @@ class Run:
     epochs: int
     """As configured: it may have done fewer so far"""
     records: list[dict[str, float]]
-    """Of each epoch so far, at least one: what its line in the log holds, see `logs.EpochRecord`"""
+    """Of each epoch so far, at least one: what its line in the log holds, see `logs.RunLog`"""
 
     def column(self, key: str) -> np.ndarray:
         """(records,) float64: one value an epoch, NaN where it has none."""

@@ -25,6 +25,7 @@ from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.training.checkpoint import read
+from ffcv_cropmix.training.compare import read_run, table
 from ffcv_cropmix.training.config import parse_config
 from ffcv_cropmix.training.distributed import Processes
 
@@ -124,6 +125,7 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
     assert sum(line.startswith("first batch after ") for line in printed) == 1
     files = {path.name.partition(".tfevents")[0] for path in folder.iterdir()}
     assert files == {"checkpoint.pt", "curves.png", "events.out", "final_weights.pt", "log", "params.json"}
+    assert "-" not in table([read_run(folder)]).split()  # the comparison of runs finds all its columns in the log
 
 
 def test_same_seed_same_losses_and_evaluation_at_the_end_only(
