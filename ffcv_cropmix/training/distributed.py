@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import StringIO
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from ..errors import usage_error
 from .config import DistConfig
+
+_SAME_SIGNAL = 5.0  # s
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,7 @@ class Processes:
         if self.count == 1:
             return model
         devices = None if self.device.type == "cpu" else [self.device]
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def exchange(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around a part of a step: gradients are exchanged in the last one only."""
@@ -142,18 +143,26 @@ def split_batch(batch_size: int, global_batch_size: int | None, processes: int) 
 
 
 class StopSignal:
-    """SIGTERM and SIGINT, kept until all processes can stop at the same step. A second one ends the process at once."""
+    """SIGTERM and SIGINT, kept until all processes can stop at the same step.
+
+    Another one, more than 5 s later, ends the process at once. Until then it may be the same one: both a scheduler and
+    torchrun send it.
+    """
 
     def __init__(self, processes: Processes) -> None:
-        self._received = 0
+        self._received, self._since = 0, 0.0
         self._alone = processes.count == 1
         self._asked: tuple[Any, Tensor] | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._keep)
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._received and now > self._since + _SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self._received:
+            self._received, self._since = number, now
 
     def agreed(self) -> int:
         """The number of the signal to stop for, 0 for none: the same in all processes, which all ask at each step.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ffcv_cropmix.evaluation.accuracy import evaluate
+from ffcv_cropmix.training import distributed
 from ffcv_cropmix.training.distributed import Processes, StopSignal, seed_step, split_batch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -40,13 +41,18 @@ def test_a_step_that_cannot_be_shared() -> None:
         split_batch(512, 4096, 3)
 
 
-def test_a_second_signal_is_not_kept() -> None:
+def test_a_signal_is_kept_and_a_later_one_ends_the_process(monkeypatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stop = StopSignal(Processes(torch.device("cpu")))
     assert stop.agreed() == 0
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.agreed() == stop.agreed() == signal.SIGINT
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # as a scheduler and torchrun send it
+        os.kill(os.getpid(), number)
+    assert stop.agreed() == stop.agreed() == signal.SIGTERM
+    ended = []
+    monkeypatch.setattr(distributed, "_SAME_SIGNAL", -1.0)
+    monkeypatch.setattr(os, "kill", lambda _, number: ended.append((number, signal.getsignal(number))))
+    signal.raise_signal(signal.SIGINT)
+    assert ended == [(signal.SIGINT, signal.SIG_DFL)]
     for number, handler in before.items():
         signal.signal(number, handler)
 
