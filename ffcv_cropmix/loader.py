@@ -208,6 +208,11 @@ class Loader(ffcv.loader.Loader):
         )
         self.distributed = self._args["distributed"] = distributed
         self.image_nodes = [node for node in self.graph.nodes if hasattr(getattr(node, "decoder", None), "failures")]
+        if len({id(node.decoder) for node in self.image_nodes}) < len(self.image_nodes):
+            raise ValueError(
+                "a decoder in two pipelines would decode twice, and draw other numbers: begin the second one with what "
+                "the first one decoded, PipelineSpec(decoder, transforms=[...])"
+            )
         if checksums and not self.image_nodes:
             raise ValueError("checksums=True: no decoder of this package reads an image of this loader")
         if len(self) == 0:
