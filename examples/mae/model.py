@@ -1,0 +1,130 @@
+"""The networks: a vision transformer, and the masked autoencoder around it. Parts from timm and lightly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightly.models import utils
+from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
+from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM, init_weights
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ffcv_cropmix.errors import DataError
+from ffcv_cropmix.training.checkpoint import read
+
+from .config import ModelConfig
+
+
+def create_vit(model: ModelConfig, **further: Any) -> VisionTransformer:
+    """timm's vision transformer of that shape; `further` are its own options."""
+    return VisionTransformer(
+        model.resolution,
+        model.patch_size,
+        embed_dim=model.width,
+        depth=model.depth,
+        num_heads=model.heads,
+        **further,
+    )
+
+
+class MaskedAutoencoder(nn.Module):
+    """Predicts the masked patches of an image from the others.
+
+    Takes normalised float images (N, 3, side, side), in training: the loss is the output. The encoder, in timm's form,
+    is `encoder.vit`. Source: He et al. 2021, arXiv 2111.06377, section 3.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size, self.mask_ratio = model.patch_size, model.mask_ratio
+        self.norm_pix_loss = bool(model.norm_pix_loss)
+        unused = nn.Parameter(torch.zeros(1, 1, model.width), requires_grad=False)  # masked patches are left out
+        self.encoder = MaskedVisionTransformerTIMM(create_vit(model, num_classes=0), mask_token=unused)
+        self.embed = nn.Linear(model.width, model.decoder_width)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            model.patches, model.decoder_width, model.decoder_depth, model.decoder_heads
+        )
+        self.predict = nn.Linear(model.decoder_width, 3 * model.patch_size**2)
+        self.embed.apply(init_weights)
+        self.predict.apply(init_weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean squared error of masked patches."""
+        kept, masked = self.draw_masks(images)
+        targets = utils.get_at_index(self.targets(images), masked - 1)
+        return F.mse_loss(self.predictions(images, kept, masked), targets)
+
+    def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens that are kept, int64 (N, kept), the class token among them, and masked ones (N, masked).
+
+        Patches are tokens 1, 2, ... row by row; the class token is 0.
+        """
+        size = len(images), self.encoder.sequence_length
+        return utils.random_token_mask(size, self.mask_ratio, device=images.device)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Of all patches, (N, patches, 3 * pixels); each normalised by itself if that is what is predicted."""
+        patches = utils.patchify(images, self.patch_size)
+        return utils.normalize_mean_var(patches) if self.norm_pix_loss else patches
+
+    def predictions(self, images: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
+        """Of masked patches, (N, masked, 3 * pixels), in the order of `masked`."""
+        encoded = self.embed(self.encoder.encode(images, idx_keep=kept))
+        tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.encoder.sequence_length))
+        tokens = utils.set_at_index(tokens.to(encoded.dtype), kept, encoded)
+        return self.predict(utils.get_at_index(self.decoder(tokens), masked))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The images with masked patches in gray, and with predictions in their place. Both as `images` are.
+
+        If patches are normalised by themselves, predictions get the mean and the standard deviation of the true ones.
+        """
+        kept, masked = self.draw_masks(images)
+        patches = utils.patchify(images, self.patch_size)
+        predicted = self.predictions(images, kept, masked).float()
+        if self.norm_pix_loss:
+            true = utils.get_at_index(patches, masked - 1)
+            variance, mean = torch.var_mean(true, dim=-1, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        hidden = utils.set_at_index(patches, masked - 1, torch.zeros_like(predicted))
+        filled = utils.set_at_index(patches, masked - 1, predicted)
+        return utils.unpatchify(hidden, self.patch_size), utils.unpatchify(filled, self.patch_size)
+
+
+def read_shape(weights: Path) -> ModelConfig:
+    """The shape of the encoder whose weights a pre-training left there.
+
+    Raises:
+        DataError: params.json beside it is missing, or of something else.
+    """
+    path = weights.with_name("params.json")
+    try:
+        model = json.loads(path.read_text())["model"]
+        return ModelConfig(**{key: value for key, value in model.items() if key != "arch"})
+    except OSError as error:
+        raise DataError(
+            f"{path}: {(error.strerror or str(error)).lower()}; the encoder's shape is read there"
+        ) from None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path} is not of a pre-training: it does not say what shape the encoder has") from None
+
+
+def load_encoder(vit: VisionTransformer, weights: Path) -> None:
+    """Put a pre-trained encoder's weights into a classifier, whose head, and normalisation before it, stay.
+
+    Raises:
+        DataError: the file cannot be read, or is of another encoder.
+    """
+    state = read(weights)
+    own = vit.state_dict()
+    shared = [key for key in own if not key.startswith(("head.", "fc_norm."))]
+    for key in shared:
+        if key not in state or state[key].shape != own[key].shape:
+            raise DataError(f"{weights} is not of this encoder: {key} is missing or of another shape")
+    vit.load_state_dict({key: state[key] for key in shared}, strict=False)
