@@ -1,0 +1,160 @@
+"""Fine-tune the encoder of a masked autoencoder, or train a linear classifier on it as it is (--linear_probe=1).
+
+python -m examples.mae.finetune --config-file examples/mae/finetune.yaml --weights=runs/mae/final_weights.pt \
+    --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/finetune
+
+On several GPUs: torchrun --nproc-per-node=8 -m examples.mae.finetune ... Options: --help, or examples/mae/config.py.
+"""
+
+from __future__ import annotations
+
+from ffcv_cropmix.training.config import MAY_DIFFER
+
+from .config import FinetuneConfig, ModelConfig, as_trainer, options, parse_finetune
+
+if __name__ == "__main__":
+    CONFIG = parse_finetune()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
+
+from pathlib import Path
+
+import torch
+from ffcv.loader import OrderOption
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import Lars, param_groups_layer_decay
+from torch import nn
+
+from ffcv_cropmix import CenterCropRGBImageDecoder, Loader
+from ffcv_cropmix.errors import run_program, usage_error
+from ffcv_cropmix.training import compare
+from ffcv_cropmix.training.config import augmentation
+from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.distributed import Processes
+from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
+from ffcv_cropmix.training.objective import create_loss, create_mixing
+from ffcv_cropmix.training.run import Run
+from train_imagenet import create_train_loader, pipelines, validate
+
+from .common import cosine_lr, create_decoder, start
+from .model import create_vit, load_encoder, read_shape
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Train as `config` says; leave log, checkpoint, weights and curves in `logging.folder`."""
+    training, shared = config.training, as_trainer(config)
+    shape = read_shape(Path(config.weights))
+    if config.validation.resolution != shape.resolution:
+        usage_error(f"validation.resolution={config.validation.resolution}: the encoder takes {shape.resolution} px")
+    classes = config.num_classes or count_classes(config.data.train_dataset)
+    images_to_train = check_dataset(config.data.train_dataset, classes)
+    images_to_validate = check_dataset(config.data.val_dataset, classes)
+    processes, batch_size, parts = start(config, images_to_train)
+    device, precision = processes.device, choose_precision(shared, processes.device)
+
+    network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)
+    if not config.from_scratch:
+        load_encoder(network, Path(config.weights))
+    model = NormalizedModel(network).to(device)
+    optimizer = create_optimizer(config, network)
+    loss_of, mix = create_loss(shared.training), create_mixing(shared.training, classes)
+    trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
+    loader = create_train_loader(shared, create_decoder(config, shape), batch_size, processes)
+    val_loader = create_val_loader(config, shape, processes)
+    run = Run(
+        Path(config.logging.folder),
+        options(config, shape),
+        epochs=training.epochs,
+        seed=training.seed,
+        processes=processes,
+        loader=loader,
+        parts=parts,
+        state={"model": network, "optimizer": optimizer},
+        resume=config.resume,
+        may_differ=MAY_DIFFER | {"weights"},
+        tensorboard=bool(config.logging.tensorboard),
+    )
+    lr_at = cosine_lr(training, run.images)
+    print(
+        f"{'linear probe' if config.linear_probe else 'fine-tuning'} of {shape.arch}, {classes:,} classes; "
+        f"{images_to_train:,} images, {run.images:,} a step ({processes.count} processes x {parts} x {batch_size}), "
+        f"{training.epochs} epochs, {shape.resolution} px, {augmentation(options(config, shape))}; "
+        f"{images_to_validate:,} to validate on; {device.type}, {precision}"
+    )
+
+    for epoch in run.epochs():
+        model.train()
+        for _ in run.steps():
+            run.set_lr(optimizer, lr_at(run.position))
+            for part in range(1, parts + 1):
+                images, labels = mix(*run.next_batch())
+                with processes.exchange(trained, part == parts):
+                    with mixed_precision(device, precision):
+                        loss = loss_of(trained(images), labels) / parts
+                    loss.backward()
+                run.add_loss(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        evaluation = {}
+        if config.logging.log_level > 0 or epoch == training.epochs - 1:
+            processes.share_buffers(model)
+            evaluation = validate(shared, model, val_loader, classes, processes).entries()
+        run.end_epoch(**evaluation)
+
+    if run.log:
+        weights = run.log.save_weights(network)
+        compare.save(compare.draw([compare.read_run(run.log.folder)]), run.log.folder / "curves.png")
+        print(f"top-1 {run.log.records[-1]['top_1']:.2f} %; weights: {weights}")
+
+
+def create_classifier(config: FinetuneConfig, shape: ModelConfig, classes: int) -> VisionTransformer:
+    """The encoder, the mean over its patches, normalisation and a linear layer."""
+    vit = create_vit(shape, num_classes=classes, global_pool="avg", drop_path_rate=config.training.drop_path)
+    vit.head = create_head(shape, classes, 2e-5)
+    return vit
+
+
+def create_probe(shape: ModelConfig, classes: int) -> VisionTransformer:
+    """The encoder, frozen, batch normalisation of its class token and a linear layer."""
+    vit = create_vit(shape, num_classes=classes, global_pool="token").requires_grad_(False)
+    norm = nn.BatchNorm1d(shape.width, eps=1e-6, affine=False)
+    vit.head = nn.Sequential(norm, create_head(shape, classes, 0.01))  # type: ignore[assignment]
+    return vit
+
+
+def create_head(shape: ModelConfig, classes: int, std: float) -> nn.Linear:
+    """A linear layer, its initial weights of that standard deviation."""
+    head = nn.Linear(shape.width, classes)
+    nn.init.trunc_normal_(head.weight, std=std)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def create_optimizer(config: FinetuneConfig, network: VisionTransformer) -> torch.optim.Optimizer:
+    """AdamW with layer-wise decay of the learning rate; for a linear probe LARS, which adapts to the norms of weights
+    and not of biases."""
+    training = config.training
+    if config.linear_probe:
+        groups = [{"params": [p], "always_adapt": p.ndim > 1} for p in network.head.parameters()]
+        return Lars(groups, momentum=0.9, weight_decay=training.weight_decay)
+    tokens = network.no_weight_decay()  # and positions
+    groups = param_groups_layer_decay(network, training.weight_decay, tokens, layer_decay=training.layer_decay)
+    return torch.optim.AdamW(groups, betas=(0.9, training.beta_2), fused=True)
+
+
+def create_val_loader(config: FinetuneConfig, shape: ModelConfig, processes: Processes) -> Loader:
+    """As train_imagenet.py has it, but bicubic."""
+    side = (shape.resolution, shape.resolution)
+    decoder = CenterCropRGBImageDecoder(side, ratio=config.validation.crop_ratio, interpolation="bicubic")
+    return Loader(
+        config.data.val_dataset,
+        batch_size=config.validation.batch_size,
+        num_workers=min(config.data.num_workers or processes.cores, processes.cores),
+        os_cache=bool(config.data.in_memory),
+        order=OrderOption.SEQUENTIAL,
+        distributed=processes.count > 1,
+        drop_last=False,
+        pipelines=pipelines(decoder, processes.device),
+    )
+
+
+if __name__ == "__main__":
+    run_program(lambda: finetune(CONFIG))
