@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 RESULTS := benchmarks/results/throughput.json
 export PYTHON
 
-.PHONY: demo test lint bench clean
+.PHONY: demo examples test lint bench clean
 
 demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and draw the crops
 	$(BIN)/python examples/demo.py
+
+examples: $(VENV)/.examples  ## each example at toy size, on the same digits
+	PATH="$(BIN):$$PATH" sh examples/run_all.sh
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

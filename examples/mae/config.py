@@ -129,10 +129,12 @@ class FinetuneTrainingConfig(TrainingConfig):
     """Epochs in which the learning rate rises; after them it falls to 0 along a cosine"""
     blr: float = 5e-4
     """Peak learning rate for 256 images a step, and in proportion for others"""
+    optimizer: Literal["adamw", "lars"] = "adamw"
+    """lars: with momentum 0.9, for the large steps of a linear probe"""
     beta_2: float = 0.999
-    """AdamW's second; the first is 0.9. A linear probe is trained by LARS, momentum 0.9"""
+    """AdamW's second; the first is 0.9"""
     layer_decay: float = 0.65
-    """The head learns at the full rate, each layer below it at so much of the one above; not for a linear probe"""
+    """The head learns at the full rate, each layer below it at so much of the one above; by AdamW only"""
     drop_path: float = 0.1
     """Chance to skip the last block; proportionally less for those before it"""
     label_smoothing: float = 0.1

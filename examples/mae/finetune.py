@@ -129,11 +129,11 @@ def create_head(shape: ModelConfig, classes: int, std: float) -> nn.Linear:
 
 
 def create_optimizer(config: FinetuneConfig, network: VisionTransformer) -> torch.optim.Optimizer:
-    """AdamW with layer-wise decay of the learning rate; for a linear probe LARS, which adapts to the norms of weights
-    and not of biases."""
+    """AdamW, the learning rate decayed by layer; or LARS, which adapts to the norms of weights, not of biases."""
     training = config.training
-    if config.linear_probe:
-        groups = [{"params": [p], "always_adapt": p.ndim > 1} for p in network.head.parameters()]
+    if training.optimizer == "lars":
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        groups = [{"params": [parameter], "always_adapt": parameter.ndim > 1} for parameter in trained]
         return Lars(groups, momentum=0.9, weight_decay=training.weight_decay)
     tokens = network.no_weight_decay()  # and positions
     groups = param_groups_layer_decay(network, training.weight_decay, tokens, layer_decay=training.layer_decay)
