@@ -12,7 +12,7 @@ from ffcv_cropmix import CropMixRGBImageDecoder
 from ffcv_cropmix.errors import usage_error
 from ffcv_cropmix.training.distributed import Processes, join, split_batch
 
-from .config import FinetuneConfig, ModelConfig, PretrainConfig, TrainingConfig, as_trainer
+from .config import FinetuneConfig, ModelConfig, PretrainConfig, TrainingConfig
 
 
 def start(config: PretrainConfig | FinetuneConfig, images: int) -> tuple[Processes, int, int]:
@@ -21,7 +21,7 @@ def start(config: PretrainConfig | FinetuneConfig, images: int) -> tuple[Process
     Args:
         images: of the training set.
     """
-    processes, training = join(as_trainer(config)), config.training
+    processes, training = join(config.data.gpu), config.training
     torch.manual_seed(training.seed)
     torch.set_num_threads(processes.cores)  # importing FFCV set it to 1
     try:

@@ -17,12 +17,9 @@ from ffcv_cropmix.training.config import (
     LoggingConfig,
     LrConfig,
     ResolutionConfig,
-    Switch,
     ValidationConfig,
-    _require,
 )
-
-from ..options import parse
+from ffcv_cropmix.training.options import Switch, parse_options, require
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,15 +47,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for key in ("patch_size", "depth", "decoder_depth", "heads", "decoder_heads"):
-            _require(getattr(self, key) >= 1, f"model.{key}", ">= 1", getattr(self, key))
+            require(getattr(self, key) >= 1, f"model.{key}", ">= 1", getattr(self, key))
         side, rule = self.resolution, f"a multiple of patch_size = {self.patch_size} px"
-        _require(side >= 1 and side % self.patch_size == 0, "model.resolution", rule, side)
+        require(side >= 1 and side % self.patch_size == 0, "model.resolution", rule, side)
         for prefix in ("", "decoder_"):
             width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}heads")
             valid = width >= 1 and width % 4 == 0 and width % heads == 0  # 4: sine and cosine, of row and column
-            _require(valid, f"model.{prefix}width", f"a multiple of 4 and of {prefix}heads = {heads}", width)
+            require(valid, f"model.{prefix}width", f"a multiple of 4 and of {prefix}heads = {heads}", width)
         kept = int(self.patches * (1 - self.mask_ratio))
-        _require(0 < self.mask_ratio < 1 and kept > 0, "model.mask_ratio", "in (0, 1), a patch left", self.mask_ratio)
+        require(0 < self.mask_ratio < 1 and kept > 0, "model.mask_ratio", "in (0, 1), a patch left", self.mask_ratio)
 
     @property
     def patches(self) -> int:
@@ -109,16 +106,16 @@ class TrainingConfig:
     """Of initial weights, order, augmentation and masks, 0 to 2**32 - 1"""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
+        require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
         whole = self.global_batch_size
-        _require(whole is None or whole >= 1, "training.global_batch_size", ">= 1", whole)
-        _require(self.epochs >= 1, "training.epochs", ">= 1", self.epochs)
+        require(whole is None or whole >= 1, "training.global_batch_size", ">= 1", whole)
+        require(self.epochs >= 1, "training.epochs", ">= 1", self.epochs)
         rule = f"in [0, epochs = {self.epochs})"
-        _require(0 <= self.warmup_epochs < self.epochs, "training.warmup_epochs", rule, self.warmup_epochs)
-        _require(0 < self.blr < math.inf, "training.blr", "> 0", self.blr)
-        _require(0 <= self.weight_decay < math.inf, "training.weight_decay", ">= 0", self.weight_decay)
-        _require(0 <= self.beta_2 < 1, "training.beta_2", "in [0, 1)", self.beta_2)
-        _require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
+        require(0 <= self.warmup_epochs < self.epochs, "training.warmup_epochs", rule, self.warmup_epochs)
+        require(0 < self.blr < math.inf, "training.blr", "> 0", self.blr)
+        require(0 <= self.weight_decay < math.inf, "training.weight_decay", ">= 0", self.weight_decay)
+        require(0 <= self.beta_2 < 1, "training.beta_2", "in [0, 1)", self.beta_2)
+        require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,11 +143,11 @@ class FinetuneTrainingConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)  # super() does not work in a dataclass with slots before Python 3.14
-        _require(0 < self.layer_decay <= 1, "training.layer_decay", "in (0, 1]", self.layer_decay)
-        _require(0 <= self.drop_path < 1, "training.drop_path", "in [0, 1)", self.drop_path)
-        _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
-        _require(0 <= self.mixup < math.inf, "training.mixup", ">= 0", self.mixup)
-        _require(0 <= self.cutmix < math.inf, "training.cutmix", ">= 0", self.cutmix)
+        require(0 < self.layer_decay <= 1, "training.layer_decay", "in (0, 1]", self.layer_decay)
+        require(0 <= self.drop_path < 1, "training.drop_path", "in [0, 1)", self.drop_path)
+        require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
+        require(0 <= self.mixup < math.inf, "training.mixup", ">= 0", self.mixup)
+        require(0 <= self.cutmix < math.inf, "training.cutmix", ">= 0", self.cutmix)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -198,18 +195,19 @@ class FinetuneConfig:
     """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
 
     def __post_init__(self) -> None:
-        _require(self.num_classes is None or self.num_classes >= 2, "num_classes", ">= 2", self.num_classes)
+        require(self.num_classes is None or self.num_classes >= 2, "num_classes", ">= 2", self.num_classes)
 
 
 def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainConfig:
-    """See `parse`."""
-    return parse(PretrainConfig, "python -m examples.mae.pretrain", "Pre-train a masked autoencoder.", arguments)
+    """See `parse_options`."""
+    description = "Pre-train a masked autoencoder."
+    return parse_options(PretrainConfig, arguments, prog="python -m examples.mae.pretrain", description=description)
 
 
 def parse_finetune(arguments: Sequence[str] | None = None) -> FinetuneConfig:
-    """See `parse`."""
+    """See `parse_options`."""
     description = "Fine-tune the encoder of a masked autoencoder, or probe it."
-    return parse(FinetuneConfig, "python -m examples.mae.finetune", description, arguments)
+    return parse_options(FinetuneConfig, arguments, prog="python -m examples.mae.finetune", description=description)
 
 
 def as_trainer(config: PretrainConfig | FinetuneConfig) -> trainer.Config:

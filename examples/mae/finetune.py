@@ -48,7 +48,7 @@ def finetune(config: FinetuneConfig) -> None:
     images_to_train = check_dataset(config.data.train_dataset, classes)
     images_to_validate = check_dataset(config.data.val_dataset, classes)
     processes, batch_size, parts = start(config, images_to_train)
-    device, precision = processes.device, choose_precision(shared, processes.device)
+    device, precision = processes.device, choose_precision(training.precision, processes.device)
 
     network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)
     if not config.from_scratch:

@@ -44,7 +44,7 @@ def pretrain(config: PretrainConfig) -> None:
     training, seed = config.training, config.training.seed
     images_to_train = check_dataset(config.data.train_dataset, ANY)
     processes, batch_size, parts = start(config, images_to_train)
-    device, precision = processes.device, choose_precision(as_trainer(config), processes.device)
+    device, precision = processes.device, choose_precision(config.training.precision, processes.device)
     pictures = read_pictures(config).to(device)
 
     network = MaskedAutoencoder(config.model)
