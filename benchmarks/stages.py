@@ -60,7 +60,7 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
                 turbojpeg.decode_jpeg(handle, stored, height, width, buffers)
                 pixels = as_readonly(buffers.pixels)
             if last >= PLAN:
-                number, flip = sample(options, k, 0, height, width, out.shape[0], out.shape[1], plan)
+                number, flip = sample(options, k, 0, 0, height, width, out.shape[0], out.shape[1], plan)
                 count = collapse(plan, number, MIXUP, out.shape[0], out.shape[1], layers)
                 if last >= RENDER:
                     render(pixels, width, layers, count, MIXUP, flip, BILINEAR, out, scratch)

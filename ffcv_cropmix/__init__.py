@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from .data.check import check_beton
     from .functional import cropmix
     from .loader import Loader
-    from .operations import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
+    from .operations import (
+        CenterCropRGBImageDecoder,
+        CropMixRGBImageDecoder,
+        MultiViewRGBImageDecoder,
+        SelectView,
+        ToTorchViews,
+        ViewSpec,
+    )
     from .plan import MixPlan, sample_plan
 
 __version__ = "0.1.0"
@@ -23,6 +30,10 @@ __all__ = [
     "CropMixRGBImageDecoder",
     "Loader",
     "MixPlan",
+    "MultiViewRGBImageDecoder",
+    "SelectView",
+    "ToTorchViews",
+    "ViewSpec",
     "check_beton",
     "cropmix",
     "sample_plan",
@@ -33,6 +44,10 @@ _MODULE_OF = {
     "CropMixRGBImageDecoder": "operations",
     "Loader": "loader",
     "MixPlan": "plan",
+    "MultiViewRGBImageDecoder": "operations",
+    "SelectView": "operations",
+    "ToTorchViews": "operations",
+    "ViewSpec": "operations",
     "check_beton": "data.check",
     "cropmix": "functional",
     "sample_plan": "plan",

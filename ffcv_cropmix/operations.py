@@ -6,17 +6,20 @@ from . import patches  # noqa: F401
 
 # isort: split
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import numba
 import numpy as np
+import torch
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.operation import Operation as FFCVOperation
 from ffcv.pipeline.state import State
-from numba import prange, types
+from numba import carray, prange, types
+from numpy.lib.stride_tricks import as_strided
 
 from . import turbojpeg
 from .errors import DataError
@@ -24,7 +27,7 @@ from .functional import Interpolation, interpolation_number, kernels_of
 from .kernels import sampling
 from .kernels.checksum import xxh64
 from .kernels.coefficients import BICUBIC
-from .kernels.jit import as_readonly, compiled_once, jit, parallel_jit
+from .kernels.jit import as_pointer, as_readonly, compiled_once, jit, parallel_jit
 from .kernels.layers import collapse, new_layers, set_layer
 from .kernels.planes import new_planes_scratch, render_planes
 from .kernels.render import rows_needed
@@ -91,17 +94,74 @@ def _new_nothing(interpolation, height, width, output_height, output_width):
     return ()
 
 
+# A batch's images are in one array, or in one for each view. Compiled code gets their addresses: a tuple of arrays
+# would be of another type, and compiled anew, for each number of views.
+
+
+@jit
+def _images_apart(images):
+    """Where the images are: int64 (views, 3), address of a view's first sample, height, width; the others follow it.
+
+    images: a tuple of one array (batch, height, width, 3) for each view.
+    """
+    places = np.empty((len(images), 3), np.int64)
+    for view in range(len(images)):
+        batch = images[view]
+        places[view, 0] = batch.ctypes.data
+        places[view, 1] = batch.shape[1]
+        places[view, 2] = batch.shape[2]
+    return places
+
+
+@jit
+def _images_together(images):
+    """`_images_apart` where the images share an array, (batch, views, height, width, 3): see `_by_views`."""
+    count, views, height, width, _ = images[0].shape
+    places = np.empty((views, 3), np.int64)
+    for view in range(views):
+        places[view, 0] = images[0].ctypes.data + view * count * height * width * 3
+        places[view, 1] = height
+        places[view, 2] = width
+    return places
+
+
+@jit
+def _first(images):
+    return images[0]
+
+
+@jit
+def _all(images):
+    return images
+
+
+@jit
+def _by_views(images):
+    """The array of `_images_together` as its memory is used, view after view: so each view is a batch without gaps."""
+    count, views, height, width, _ = images[0].shape
+    image = height * width * 3
+    return as_strided(images[0], (count, views, height, width, 3), (image, count * image, width * 3, 3, 1))
+
+
+@jit
+def _image_at(places, view, position):
+    """One image of a batch, uint8 (height, width, 3)."""
+    height, width = places[view, 1], places[view, 2]
+    return carray(as_pointer(places[view, 0] + position * height * width * 3), (height, width, 3), np.uint8)
+
+
 @cache
 def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tuple[Any, Any]:
     """Compile for a `_draw`, once in a process. Bilinear and area are of one compilation.
 
     Returns:
-        new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, output height, output width) to
-            a _Workspace.
-        render_sample: decodes one sample, draws the layers that `draw` fills in; returns 0, or a key of _CAUSES.
+        new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, largest output height, largest
+            output width) to a _Workspace.
+        render_sample: decodes one sample, draws the layers that `draw` fills in for each of its images; returns 0, or a
+            key of _CAUSES.
     """
     new_scratch, render = kernels_of(bicubic)
-    all_rows, planar = decode == "rgb", decode == "ycbcr" and not bicubic
+    some_rows, planar = decode != "rgb", decode == "ycbcr" and not bicubic
     new_planes = new_planes_scratch if planar else _new_nothing
 
     @jit
@@ -121,44 +181,65 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
             turbojpeg.new_buffers(area, largest_file),
         )
 
-    def render_sample(data, mode, height, width, options, interpolation, index, epoch, handle, workspace, out):
-        layers, jpeg = workspace.layers, workspace.jpeg
-        output_height, output_width, _ = out.shape
-        count, operation, flip = draw(
-            options, index, epoch, height, width, output_height, output_width, workspace.plan, layers
-        )
-        if mode == _RAW:
+    def render_sample(
+        code, data, mode, height, width, options, interpolation, index, epoch, handle, workspace, places, position
+    ):
+        plan, layers, jpeg = workspace.plan, workspace.layers, workspace.jpeg
+        pixels, planes = data, False
+        if code != 0:
+            pass
+        elif mode == _RAW:
             if data.size != 3 * height * width:
-                return _BAD_RAW_SIZE
-            pixels = data
+                code = _BAD_RAW_SIZE
         elif mode == _JPG:
-            rows = height if all_rows else rows_needed(layers, count, interpolation, output_height)
-            if planar:
-                code = turbojpeg.decode_jpeg_planes(handle, data, height, width, rows, jpeg)
-                if code == turbojpeg.OK:
-                    scratches = (workspace.scratch, workspace.planes)
-                    render_planes(
-                        jpeg.pixels, height, width, layers, count, operation, flip, interpolation, out, *scratches
-                    )
-                if code != turbojpeg.NOT_420:
-                    return code
-            if all_rows:
-                code = turbojpeg.decode_jpeg(handle, data, height, width, jpeg)
-            else:
-                code = turbojpeg.decode_jpeg_rows(handle, data, height, width, rows, jpeg)
-            if code != turbojpeg.OK:
-                return code
             pixels = as_readonly(jpeg.pixels)
+            if some_rows:
+                rows = 0
+                for view in range(len(options)):
+                    size = places[view, 1], places[view, 2]
+                    count, _, _ = draw(options[view], index, epoch, view, height, width, *size, plan, layers)
+                    rows = max(rows, rows_needed(layers, count, interpolation, size[0]))
+                if planar:
+                    code = turbojpeg.decode_jpeg_planes(handle, data, height, width, rows, jpeg)
+                    planes = code == turbojpeg.OK
+                if not planar or code == turbojpeg.NOT_420:
+                    code = turbojpeg.decode_jpeg_rows(handle, data, height, width, rows, jpeg)
+            else:
+                code = turbojpeg.decode_jpeg(handle, data, height, width, jpeg)
         else:
-            return _BAD_MODE
-        render(pixels, width, layers, count, operation, flip, interpolation, out, workspace.scratch)
-        return 0
+            code = _BAD_MODE
+        for view in range(len(options)):
+            out = _image_at(places, view, position)
+            if code != 0:  # what lies there is another sample's
+                out[:] = 0
+                continue
+            output_height, output_width, _ = out.shape
+            count, operation, flip = draw(
+                options[view], index, epoch, view, height, width, output_height, output_width, plan, layers
+            )
+            if planar and planes:
+                render_planes(
+                    pixels,
+                    height,
+                    width,
+                    layers,
+                    count,
+                    operation,
+                    flip,
+                    interpolation,
+                    out,
+                    workspace.scratch,
+                    workspace.planes,
+                )
+            else:
+                render(pixels, width, layers, count, operation, flip, interpolation, out, workspace.scratch)
+        return code
 
     sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])
+    places = np.ones((1, 3), np.int64)
     workspace = numba.typeof(new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1))
-    data, out = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 3, "C")
-    whole = types.int64
-    arguments = (data, whole, whole, whole, options_type, whole, whole, whole, whole, workspace, out)
+    data, whole = types.Array(types.uint8, 1, "C", readonly=True), types.int64
+    arguments = (whole, data, *[whole] * 3, options_type, *[whole] * 4, workspace, numba.typeof(places), whole)
     return new_workspace, compiled_once(render_sample, whole, *arguments)
 
 
@@ -175,9 +256,8 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
     whole_files = decode == "rgb"
 
     @parallel_jit
-    def loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises, chunks):
-        destination, codes, epoch_shape = memory
-        epoch = epoch_shape.shape[1]
+    def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, raises, chunks):
+        _, epoch, largest_height, largest_width, _ = numbers.shape
         count = len(batch_indices)
         largest_file = 0  # of those that are copied, to be changed
         if not whole_files:
@@ -185,8 +265,9 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
                 largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
         for chunk in prange(chunks):
             # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
-            output_height, output_width = destination.shape[1], destination.shape[2]
-            workspace = new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width)
+            workspace = new_workspace(
+                batch_indices, metadata, largest_file, interpolation, largest_height, largest_width
+            )
             handle = turbojpeg.new_handle()
             for position in range(chunk, count, chunks):
                 index = batch_indices[position]
@@ -195,29 +276,26 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
                 code = 0
                 if checked and xxh64(data) != field["checksum"]:
                     code = _BAD_CHECKSUM
-                if code == 0:
-                    code = render_sample(
-                        as_readonly(data),
-                        _int(field["mode"]),
-                        _int(field["height"]),
-                        _int(field["width"]),
-                        options,
-                        interpolation,
-                        _int(index),
-                        epoch,
-                        handle,
-                        workspace,
-                        destination[position],
-                    )
-                if code != 0:  # what lies there is another sample's, or half of this one
-                    destination[position] = 0
-                codes[position] = code
+                codes[position] = render_sample(
+                    code,
+                    as_readonly(data),
+                    _int(field["mode"]),
+                    _int(field["height"]),
+                    _int(field["width"]),
+                    options,
+                    interpolation,
+                    _int(index),
+                    epoch,
+                    handle,
+                    workspace,
+                    places,
+                    position,
+                )
             turbojpeg.destroy_handle(handle)
         if raises:  # here: inside the loop it would, silently, no longer run in parallel
             for position in range(count):
                 if codes[position] != 0:
                     raise DecodeError(batch_indices[position], codes[position])
-        return destination[:count]
 
     return loop
 
@@ -225,17 +303,25 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     """Reads an image once and draws layers of it: what the decoders of this module share.
 
-    A subclass says which layers, through `_draw` and `_options`.
+    A subclass says which layers, through `_draw` and `_options`, and of what sizes, through `output_size`.
     """
 
     _draw: Any
-    """Compiled: (options, index, epoch, height, width, output height, output width, plan, layers) ->
+    """Compiled: (options, index, epoch, view, height, width, output height, output width, plan, layers) ->
     (number of layers, sampling.MIXUP or CUTMIX, flip); fills `layers`, may use `plan`."""
-    _options: Any
-    """What `_draw` gets as its options: a tuple of numbers."""
+    _options: np.ndarray
+    """What `_draw` gets as its options: an element for each view."""
+    _places: Any = staticmethod(_images_apart)
+    """Compiled: from the arrays of a batch to where its images are."""
+    _result: Any = staticmethod(_first)
+    """Compiled: from the arrays of a batch to the decoder's output."""
+    _shapes: tuple[tuple[int, ...], ...]
+    """Of the arrays of a batch, without the batch."""
+    output_size: Any
+    """Sets `_shapes`."""
 
     def __init__(
-        self, output_size: tuple[int, int], interpolation: Interpolation, on_error: OnError, decode: Decode = "rgb"
+        self, output_size: Any, interpolation: Interpolation, on_error: OnError, decode: Decode = "rgb"
     ) -> None:
         super().__init__()
         self.output_size = output_size
@@ -246,15 +332,6 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         self._decode = decode
         self._on_error = on_error
         self._next_epoch: int | None = None  # None until a loader has taken the decoder in
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(height, width) of the images, px. A new value holds from the next pass on; nothing is compiled anew."""
-        return self._output_size
-
-    @output_size.setter
-    def output_size(self, size: tuple[int, int]) -> None:
-        self._output_size = check_size("output_size", size)
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass `epoch`, 0 to 2**32 - 1; each later pass counts one more.
@@ -274,12 +351,12 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         else:
             epoch = self._next_epoch
             self._next_epoch += 1
-        shape, dtype = (*self.output_size, 3), np.dtype("u1")
-        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
+        shapes, dtype = self._shapes, np.dtype("u1")
+        state = replace(previous_state, jit_mode=True, shape=shapes[0] if len(shapes) == 1 else shapes, dtype=dtype)
         return state, (
-            AllocationQuery(shape, dtype),
             AllocationQuery((), np.dtype("i8")),  # what is wrong with each sample
-            AllocationQuery((epoch, 0), dtype),
+            AllocationQuery((epoch, max(shape[-3] for shape in shapes), max(shape[-2] for shape in shapes), 0), dtype),
+            *(AllocationQuery(shape, dtype) for shape in shapes),
         )
 
     def failures(self, indices: np.ndarray, memory: tuple[Any, ...]) -> list[DecodeError]:
@@ -289,7 +366,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
             indices: of the samples of the batch.
             memory: the memory of the batch, as `declare_state_and_memory` asked for it.
         """
-        codes = np.asarray(memory[1])
+        codes = np.asarray(memory[0])
         return [DecodeError(indices[position], codes[position]) for position in np.flatnonzero(codes)]
 
     def generate_code(self) -> Callable[..., Any]:
@@ -298,21 +375,61 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         kind = (self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode)
         loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, *kind)
         threads = Compiler.num_threads  # of the loader; to ask numba for them takes 0.3 s to compile
+        places_of, result = self._places, self._result
 
         def decode(batch_indices, memory, metadata, storage_state):
-            return loop(batch_indices, memory, metadata, storage_state, options, interpolation, raises, threads)
+            images = memory[2:]
+            loop(
+                batch_indices,
+                places_of(images),
+                memory[0],
+                memory[1],
+                metadata,
+                storage_state,
+                options,
+                interpolation,
+                raises,
+                threads,
+            )
+            return result(images)
 
         return decode
 
 
+class _OneImageDecoder(_LayersRGBImageDecoder):
+    """Makes one image of each sample."""
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of the images, px. A new value holds from the next pass on; nothing is compiled anew."""
+        height, width, _ = self._shapes[0]
+        return height, width
+
+    @output_size.setter
+    def output_size(self, size: tuple[int, int]) -> None:
+        self._shapes = ((*check_size("output_size", size), 3),)
+
+
+def _frozen(options: np.ndarray) -> np.ndarray:
+    """Read-only, as numba takes all arrays that compiled code captures."""
+    options.setflags(write=False)
+    return options
+
+
+def _records(options: Sequence[sampling.SamplingOptions]) -> np.ndarray:
+    """As an array, of one type for any number of views."""
+    kind = np.dtype(list(get_type_hints(sampling.SamplingOptions).items()), align=True)
+    return _frozen(np.rec.fromrecords([tuple(record) for record in options], dtype=kind))
+
+
 @jit
-def _draw_cropmix(options, index, epoch, height, width, output_height, output_width, plan, layers):
-    number, flip = sampling.sample(options, index, epoch, height, width, output_height, output_width, plan)
+def _draw_cropmix(options, index, epoch, view, height, width, output_height, output_width, plan, layers):
+    number, flip = sampling.sample(options, index, epoch, view, height, width, output_height, output_width, plan)
     count = collapse(plan, number, options.operation, output_height, output_width, layers)
     return count, options.operation, flip
 
 
-class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
+class CropMixRGBImageDecoder(_OneImageDecoder):
     """Decodes an image once, takes crops of distinct scales and mixes them into one image: CropMix.
 
     A drop-in for `ffcv.fields.rgb_image.RandomResizedCropRGBImageDecoder`, for JPEG and raw images. What a sample
@@ -371,7 +488,7 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
         decode: Decode = "rgb",
     ) -> None:
         super().__init__(output_size, interpolation, on_error, decode)
-        self._options = sampling_options(
+        options = sampling_options(
             scale=scale,
             number=number,
             operation=operation,
@@ -381,16 +498,17 @@ class CropMixRGBImageDecoder(_LayersRGBImageDecoder):
             flip_probability=flip_probability,
             seed=seed,
         )
+        self._options = _records([options])
 
 
 @jit
-def _draw_center_crop(options, index, epoch, height, width, output_height, output_width, plan, layers):
-    sampling.center_crop(height, width, options[0], plan.crops[0])
+def _draw_center_crop(ratio, index, epoch, view, height, width, output_height, output_width, plan, layers):
+    sampling.center_crop(height, width, ratio, plan.crops[0])
     set_layer(layers, 0, plan.crops[0], output_height, output_width)
     return 1, sampling.MIXUP, False
 
 
-class CenterCropRGBImageDecoder(_LayersRGBImageDecoder):
+class CenterCropRGBImageDecoder(_OneImageDecoder):
     """Decodes an image and resizes its centred square: what models are evaluated on, from CropMix's kernels.
 
     Args:
@@ -414,4 +532,196 @@ class CenterCropRGBImageDecoder(_LayersRGBImageDecoder):
         super().__init__(output_size, interpolation, on_error)
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio is in (0, 1], got {ratio!r}")
-        self._options = (float(ratio),)
+        self._options = _frozen(np.array([float(ratio)]))
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One view of a `MultiViewRGBImageDecoder`: a CropMix, or with number=1, the default, a RandomResizedCrop."""
+
+    output_size: tuple[int, int] = (224, 224)
+    """(height, width), px."""
+    scale: float | tuple[float, float] = 0.08
+    number: int | Sequence[int] = 1
+    operation: Operation | Literal[0, 1] = "mixup"
+    mix_ratio: float = 0.4
+    inter_aug: bool = False
+    flip_probability: float = 0.0
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """These, as `CropMixRGBImageDecoder` has them."""
+
+    def __post_init__(self) -> None:
+        check_size("output_size", self.output_size)
+        self.sampling_options(seed=0)
+
+    def sampling_options(self, seed: int) -> sampling.SamplingOptions:
+        """Checked, for compiled code; ValueError that names the option and the value."""
+        options = asdict(self)
+        del options["output_size"]
+        return sampling_options(**options, seed=seed)
+
+
+class MultiViewRGBImageDecoder(_LayersRGBImageDecoder):
+    """Decodes an image once and makes several images of it, each with crops, mix and mirroring of its own.
+
+    Of one size, they are one batch: uint8 (batch, views, height, width, 3), in memory view after view, so that
+    `batch[:, view]` has no gaps. Of several sizes, they are a tuple of one batch for each view: uint8
+    (batch, height, width, 3). `ToTorchViews` makes tensors of either; `SelectView` takes one view out.
+
+    What a view looks like depends on `seed`, the epoch, the row in the .beton and the number of the view alone;
+    `sample_plan(..., view=number)` draws the same, and view 0 is what `CropMixRGBImageDecoder` makes.
+
+    Args:
+        views: at least one. `number`, `flip_probability` and all else may differ.
+        seed: 0 to 2**64 - 1.
+        interpolation, on_error, decode: as `CropMixRGBImageDecoder` has them, for all views; a damaged sample is zeros
+            in all.
+
+    Raises:
+        ValueError: an option is out of range; names it and the value.
+        DecodeError: while iterating, see `on_error`.
+    """
+
+    _draw = staticmethod(_draw_cropmix)
+
+    def __init__(
+        self,
+        views: Sequence[ViewSpec],
+        seed: int = 0,
+        interpolation: Interpolation = "bilinear",
+        on_error: OnError = "raise",
+        decode: Decode = "rgb",
+    ) -> None:
+        self.views = tuple(views)
+        if not self.views or not all(isinstance(view, ViewSpec) for view in self.views):
+            raise ValueError(f"views is a list of at least one ViewSpec, got {views!r}")
+        sizes = [check_size("output_size", view.output_size) for view in self.views]
+        self._together = len(set(sizes)) == 1
+        super().__init__(sizes, interpolation, on_error, decode)
+        self._options = _records([view.sampling_options(seed) for view in self.views])
+        if self._together:
+            self._places, self._result = _images_together, _by_views
+        else:
+            self._result = _all
+
+    @property
+    def output_size(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each view, px. Set it to one size for all views, or to a list of one for each.
+
+        A new value holds from the next pass on; nothing is compiled anew. Views that began with one size, and so are
+        one batch, keep one size.
+        """
+        sizes = tuple((height, width) for *_, height, width, _ in self._shapes)
+        return sizes * len(self.views) if self._together else sizes
+
+    @output_size.setter
+    def output_size(self, size: Any) -> None:
+        each = isinstance(size, Sequence) and any(isinstance(part, Sequence) for part in size)
+        sizes = [check_size("output_size", part) for part in (size if each else [size] * len(self.views))]
+        if len(sizes) != len(self.views):
+            raise ValueError(f"output_size is one (height, width), or {len(self.views)}, one a view, got {size!r}")
+        if not self._together:
+            self._shapes = tuple((*part, 3) for part in sizes)
+        elif len(set(sizes)) == 1:
+            self._shapes = ((len(sizes), *sizes[0], 3),)
+        else:
+            raise ValueError(f"output_size: these views are one batch, and of one size, got {size!r}")
+
+
+def _view_shapes(operation: FFCVOperation, shape: Any) -> tuple[tuple[int, int, int], ...]:
+    """(height, width, 3) of each view, from the shape that `MultiViewRGBImageDecoder` declares."""
+    if isinstance(shape[0], tuple):
+        return shape
+    if len(shape) == 4:
+        return (shape[1:],) * shape[0]
+    raise ValueError(f"{type(operation).__name__} follows MultiViewRGBImageDecoder, not images of shape {shape}")
+
+
+def _check_view(operation: FFCVOperation, view: int, count: int) -> None:
+    if view not in range(count):
+        raise ValueError(f"{type(operation).__name__}: the views are 0 to {count - 1}, got {view!r}")
+
+
+class SelectView(FFCVOperation):
+    """One view of a `MultiViewRGBImageDecoder`, as FFCV's operations take images: uint8 (batch, height, width, 3).
+
+    Not a copy. For several outputs of one decode: `PipelineSpec(decoder, transforms=[SelectView(1), ...])`.
+
+    Args:
+        view: its number, from 0.
+
+    Raises:
+        ValueError: when a loader is made; there is no such view.
+    """
+
+    def __init__(self, view: int) -> None:
+        super().__init__()
+        self.view = view
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        shapes = _view_shapes(self, previous_state.shape)
+        _check_view(self, self.view, len(shapes))
+        self._apart = previous_state.shape == shapes
+        # Compiled, as FFCV compiles nothing after what is not: it hangs.
+        return replace(previous_state, jit_mode=True, shape=shapes[self.view]), None
+
+    def generate_code(self) -> Callable[..., Any]:
+        view = self.view
+
+        def select_apart(batches, memory):
+            return batches[view]
+
+        def select(batch, memory):
+            return batch[:, view]
+
+        return select_apart if self._apart else select
+
+
+class ToTorchViews(FFCVOperation):
+    """The views of a `MultiViewRGBImageDecoder` on a device: a tuple of uint8 tensors (batch, 3, height, width).
+
+    Each is contiguous in `torch.channels_last`. On the CPU they are the decoder's memory, not copied.
+
+    Args:
+        device: where to.
+        views: numbers of those that are wanted, from 0; by default all.
+        non_blocking: of the copy, as `ffcv.transforms.ToDevice` has it.
+
+    Raises:
+        ValueError: when a loader is made; there is no such view.
+    """
+
+    def __init__(
+        self, device: torch.device | str = "cpu", views: Sequence[int] | None = None, non_blocking: bool = True
+    ) -> None:
+        super().__init__()
+        self.device, self.views, self.non_blocking = torch.device(device), views, non_blocking
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...] | None]:
+        shapes = _view_shapes(self, previous_state.shape)
+        self._apart = previous_state.shape == shapes
+        self._wanted = tuple(range(len(shapes)) if self.views is None else self.views)
+        for view in self._wanted:
+            _check_view(self, view, len(shapes))
+        wanted = [shapes[view] for view in self._wanted]
+        state = replace(
+            previous_state,
+            jit_mode=False,
+            device=self.device,
+            dtype=torch.uint8,
+            shape=tuple((3, height, width) for height, width, _ in wanted),
+        )
+        if self.device.type == "cpu":
+            return state, None
+        return state, tuple(AllocationQuery(shape, torch.uint8, self.device) for shape in wanted)
+
+    def generate_code(self) -> Callable[..., Any]:
+        wanted, apart, non_blocking = self._wanted, self._apart, self.non_blocking
+
+        def to_torch_views(batch, memory):
+            views = [torch.as_tensor(batch[view] if apart else batch[:, view]) for view in wanted]
+            if memory is not None:
+                views = [target.copy_(view, non_blocking=non_blocking) for target, view in zip(memory, views)]
+            return tuple(view.permute(0, 3, 1, 2) for view in views)
+
+        return to_torch_views

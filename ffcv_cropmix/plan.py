@@ -204,6 +204,7 @@ def sample_plan(
     seed: int = 0,
     epoch: int = 0,
     index: int = 0,
+    view: int = 0,
     **options: Any,
 ) -> MixPlan:
     """Draw the plan that the decoder uses for one sample in one epoch.
@@ -213,6 +214,7 @@ def sample_plan(
         output_size: (height, width) of the mixed image, px; cutmix boxes refer to it.
         seed: of the decoder, 0 to 2**64 - 1.
         epoch, index: of the pass, and of the sample (its row in the .beton), 0 to 2**32 - 1.
+        view: of a MultiViewRGBImageDecoder, from 0; a decoder of one image has view 0.
         **options: scale, number, operation, mix_ratio, inter_aug, ratio, flip_probability, with the decoder's
             meanings and defaults (`sampling_options`).
 
@@ -223,7 +225,7 @@ def sample_plan(
     output_height, output_width = check_size("output_size", output_size)
     drawn = sampling_options(seed=seed, **options)
     arrays = new_plan_arrays()
-    number, flip = _sample(drawn, index, epoch, height, width, output_height, output_width, arrays)
+    number, flip = _sample(drawn, index, epoch, view, height, width, output_height, output_width, arrays)
     steps = number - 1
     mixup = drawn.operation == MIXUP
     return MixPlan(
@@ -231,7 +233,7 @@ def sample_plan(
         operation=OPERATION_NAMES[drawn.operation],
         lams=arrays.lams[:steps].tolist() if mixup else (),
         boxes=() if mixup else [tuple(box) for box in arrays.boxes[:steps].tolist()],
-        paste_next=() if mixup else arrays.paste_next[:steps].tolist(),
+        paste_next=() if mixup else (arrays.paste_next[:steps] > 0).tolist(),
         permutations=[tuple(p) for p in arrays.permutations[:steps].tolist()] if drawn.inter_aug else None,
         flip=bool(flip),
     )

@@ -37,13 +37,25 @@ def test_a_plan_holds_what_was_drawn(operation: str) -> None:
     options = {"number": 234, "operation": operation, "inter_aug": True, "flip_probability": 0.5, "seed": 2**40 + 1}
     drawn = sampling.new_plan_arrays()
     for index in range(30):
-        plan = sample_plan(300, 400, output_size=(50, 60), epoch=3, index=index, **options)
-        views, flip = sampling.sample(sampling_options(**options), index, 3, 300, 400, 50, 60, drawn)
+        plan = sample_plan(300, 400, output_size=(50, 60), epoch=3, index=index, view=5, **options)
+        views, flip = sampling.sample(sampling_options(**options), index, 3, 5, 300, 400, 50, 60, drawn)
         assert (len(plan.crops), plan.flip) == (views, flip)
         packed = plan.pack((50, 60))
         np.testing.assert_array_equal(packed.crops[:views], drawn.crops[:views])
         for name in ("permutations", *(("lams",) if operation == "mixup" else ("boxes", "paste_next"))):
             np.testing.assert_array_equal(getattr(packed, name)[: views - 1], getattr(drawn, name)[: views - 1])
+
+
+def test_draws_stay_as_they_are() -> None:
+    """From version to version: a run that is resumed, or repeated, sees the same crops."""
+    key = {"output_size": (224, 192), "seed": 2**40 + 5, "epoch": 2, "index": 7}
+    mixup = sample_plan(300, 400, number=3, inter_aug=True, flip_probability=0.5, **key)
+    assert mixup.crops == [(2, 32, 272, 326), (10, 21, 213, 251), (228, 164, 57, 70)]
+    assert mixup.lams == pytest.approx([0.9985106492869399, 0.9999971074177043], abs=1e-12)
+    assert (mixup.permutations, mixup.flip) == ([(1, 0, 2), (2, 0, 1)], True)
+    cutmix = sample_plan(300, 400, number=2, operation="cutmix", scale=(0.1, 0.9), **key)
+    assert cutmix.crops == [(176, 131, 112, 137), (5, 14, 253, 297)]
+    assert (cutmix.boxes, cutmix.paste_next) == ([(0, 93, 121, 192)], [True])
 
 
 def test_a_plan_holds_nothing_else() -> None:

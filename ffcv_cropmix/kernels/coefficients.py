@@ -24,10 +24,13 @@ def most_taps(interpolation, size, output_size):
 
 @jit
 def table_size(interpolation, largest_height, largest_width, output_height, output_width):
-    """Room for the taps of all output positions along either axis of a crop of images up to the given size, px."""
-    return max(
-        output_height * most_taps(interpolation, largest_height, output_height),
-        output_width * most_taps(interpolation, largest_width, output_width),
+    """Room for the taps of all output positions along either axis of a crop, images and outputs up to a size, px."""
+    reach = 2 * SUPPORT[interpolation]  # most_taps is below reach * max(size / output_size, 1) + 3
+    return math.ceil(
+        max(
+            reach * max(largest_height, output_height) + 3 * output_height,
+            reach * max(largest_width, output_width) + 3 * output_width,
+        )
     )
 
 

@@ -6,10 +6,11 @@ They also run as plain Python (NUMBA_DISABLE_JIT=1), bit for bit the same: the t
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
-from numba import cfunc, njit
-from numba.core import config
+from numba import cfunc, njit, types
+from numba.core import cgutils, config
 from numba.extending import intrinsic, register_jitable
 
 # No fastmath, said aloud because numba hands the caller's on and FFCV sets it: draws and pixels must agree across
@@ -37,6 +38,10 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
         """The array itself: types do not matter to the interpreter."""
         return array
 
+    def as_pointer(address: int) -> Any:
+        """An address as numba.carray takes it."""
+        return ctypes.c_void_p(int(address))
+
 else:
 
     def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
@@ -59,3 +64,12 @@ else:
             return arguments[0]
 
         return signature, codegen
+
+    @intrinsic
+    def as_pointer(typing_context: Any, address: Any) -> Any:
+        """An address as numba.carray takes it."""
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+        return types.voidptr(address), codegen

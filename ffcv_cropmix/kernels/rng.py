@@ -1,9 +1,9 @@
 """Counter-based random numbers: a draw is a function of what it is for, not of what was drawn before.
 
 Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed; the
-counter is (sample index, epoch, stream, block). Hence the same seed gives the same pixels whatever the number of
-workers, the batch size, the order or the point of resumption. A stream is one purpose (sampling.py lists them), a
-block is four numbers of it.
+counter is (sample index, epoch, 32 * view + stream, block). Hence the same seed gives the same pixels whatever the
+number of workers, the batch size, the order or the point of resumption. A view is one of several images made of a
+sample, a stream is one purpose (sampling.py lists them), a block is four numbers of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 
 from .jit import jit
+
+STREAMS = 32  # of one view
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER_0 = 0xD2511F53
@@ -46,18 +48,18 @@ def philox4x32(counter_0, counter_1, counter_2, counter_3, key_0, key_1):
 def uniforms(key, stream, block):
     """Four independent uniform numbers in the open interval (0, 1), 32 bits each.
 
-    `key` is (seed low, seed high, sample index, epoch): see `make_key`.
+    `key` is (seed low, seed high, sample index, epoch, first stream): see `make_key`.
     """
-    seed_low, seed_high, index, epoch = key
-    a, b, c, d = philox4x32(index, epoch, stream, block, seed_low, seed_high)
+    seed_low, seed_high, index, epoch, first = key
+    a, b, c, d = philox4x32(index, epoch, first + stream, block, seed_low, seed_high)
     scale = 2.0**-32
     return (a + 0.5) * scale, (b + 0.5) * scale, (c + 0.5) * scale, (d + 0.5) * scale
 
 
 @jit
-def make_key(seed_low, seed_high, index, epoch):
-    """The key of one sample in one epoch, each word cut to 32 bits."""
-    return seed_low & _MASK, seed_high & _MASK, index & _MASK, epoch & _MASK
+def make_key(seed_low, seed_high, index, epoch, view):
+    """The key of one view of a sample in one epoch, each word cut to 32 bits."""
+    return seed_low & _MASK, seed_high & _MASK, index & _MASK, epoch & _MASK, STREAMS * view & _MASK
 
 
 @jit

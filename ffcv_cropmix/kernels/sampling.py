@@ -15,8 +15,8 @@ MAX_VIEWS = 8
 MIXUP = 0
 CUTMIX = 1
 
-# Streams of random numbers of one sample (rng.py). Views and steps come in eights.
-_CROP_STREAM = 0  # + view, one block a try
+# Streams of random numbers of one mixed image, below rng.STREAMS. Crops and steps come in eights.
+_CROP_STREAM = 0  # + band, one block a try
 _MIX_STREAM = 8  # + step: lam, or box and coin
 _PERMUTATION_STREAM = 16  # + step
 _IMAGE_STREAM = 24  # block 0: number, flip; blocks 1 and 2: order of the views
@@ -46,7 +46,7 @@ class PlanArrays(NamedTuple):
     crops: Any  # int64 (MAX_VIEWS, 4): top, left, height, width, in mixing order
     lams: Any  # float64 (MAX_VIEWS - 1,): mixup, weight of the composite
     boxes: Any  # int64 (MAX_VIEWS - 1, 4): cutmix, row0, col0, row1, col1 in the output
-    paste_next: Any  # bool (MAX_VIEWS - 1,): cutmix, the next view's box goes into the composite, else the reverse
+    paste_next: Any  # int64 (MAX_VIEWS - 1,): cutmix, 1: the next view's box goes into the composite, else the reverse
     permutations: Any  # int64 (MAX_VIEWS - 1, 3): channels of one operand of each step
 
 
@@ -57,7 +57,7 @@ def new_plan_arrays():
         np.empty((MAX_VIEWS, 4), np.int64),
         np.empty(MAX_VIEWS - 1, np.float64),
         np.empty((MAX_VIEWS - 1, 4), np.int64),
-        np.empty(MAX_VIEWS - 1, np.bool_),
+        np.empty(MAX_VIEWS - 1, np.int64),  # a type of its own would take 0.06 s to compile
         np.empty((MAX_VIEWS - 1, 3), np.int64),
     )
 
@@ -167,18 +167,19 @@ def _sample_permutation(u, permutation):
 
 
 @jit
-def sample(options, index, epoch, height, width, output_height, output_width, plan):
-    """Draw the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of views, flip).
+def sample(options, index, epoch, view, height, width, output_height, output_width, plan):
+    """Draw the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of crops, flip).
 
-    height, width: of the image, px. Source: arXiv 2205.15955, section 3, and the authors' code.
+    view: which of several mixed images made of the sample. height, width: of the image, px. Source: arXiv 2205.15955,
+    section 3, and the authors' code.
     """
-    key = make_key(options.seed_low, options.seed_high, index, epoch)
+    key = make_key(options.seed_low, options.seed_high, index, epoch, view)
     u, v, _, _ = uniforms(key, _IMAGE_STREAM, 0)
     number = _sample_number(u, options.number_digits)
     flip = v < options.flip_probability
     band = (options.scale_high - options.scale_low) / number
-    for view in range(number):
-        place = _shuffled_band(key, number, view)
+    for position in range(number):
+        place = _shuffled_band(key, number, position)
         low = options.scale_low + place * band
         sample_crop(
             key,
@@ -189,7 +190,7 @@ def sample(options, index, epoch, height, width, output_height, output_width, pl
             low + band,
             options.log_ratio_low,
             options.log_ratio_high,
-            plan.crops[view],
+            plan.crops[position],
         )
     for step in range(number - 1):
         if options.operation == MIXUP:

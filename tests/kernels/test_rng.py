@@ -40,18 +40,18 @@ def test_philox_is_the_oracles(counter: tuple, key: tuple) -> None:
 
 
 def test_uniforms_take_every_part_of_the_key() -> None:
-    base = uniforms(make_key(1, 2, 3, 4), 5, 6)
-    assert base == tuple((word + 0.5) / 2**32 for word in naive.philox((3, 4, 5, 6), (1, 2)))
-    others = [uniforms(make_key(*key), 5, 6) for key in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))]
-    others += [uniforms(make_key(1, 2, 3, 4), 0, 6), uniforms(make_key(1, 2, 3, 4), 5, 0)]
-    assert len({base, *others}) == 7
+    base = uniforms(make_key(1, 2, 3, 4, 7), 5, 6)
+    assert base == tuple((word + 0.5) / 2**32 for word in naive.philox((3, 4, 32 * 7 + 5, 6), (1, 2)))
+    others = [uniforms(make_key(*(k * (k != part) for k in (1, 2, 3, 4, 7))), 5, 6) for part in (1, 2, 3, 4, 7)]
+    others += [uniforms(make_key(1, 2, 3, 4, 7), 0, 6), uniforms(make_key(1, 2, 3, 4, 7), 5, 0)]
+    assert len({base, *others}) == 8
 
 
 @njit
 def _draw(count, a):
     drawn = np.empty(count)
     for index in range(count):
-        drawn[index] = beta(make_key(7, 0, index, 0), 8, a)
+        drawn[index] = beta(make_key(7, 0, index, 0, 0), 8, a)
     return drawn
 
 
@@ -76,7 +76,7 @@ def test_beta_of_small_parameters_neither_underflows_nor_fails(a: float) -> None
 def test_no_fastmath_from_the_caller() -> None:
     @njit(fastmath=True)
     def caller(a):
-        return beta(make_key(1, 2, 3, 4), 5, a)
+        return beta(make_key(1, 2, 3, 4, 0), 5, a)
 
     caller(0.2)
     assert " fast " not in next(iter(caller.inspect_llvm().values()))

@@ -39,14 +39,14 @@ class Drawn(NamedTuple):
 
 
 @njit
-def _draw(options, epoch, image_size, output_size):
+def _draw(options, epoch, view, image_size, output_size):
     numbers, flips = np.empty(COUNT, np.int64), np.empty(COUNT, np.bool_)
     crops, lams, boxes = np.empty((COUNT, 8, 4), np.int64), np.empty((COUNT, 7)), np.empty((COUNT, 7, 4), np.int64)
-    paste_next, permutations = np.empty((COUNT, 7), np.bool_), np.empty((COUNT, 7, 3), np.int64)
+    paste_next, permutations = np.empty((COUNT, 7), np.int64), np.empty((COUNT, 7, 3), np.int64)
     plan = sampling.new_plan_arrays()
     for k in range(COUNT):
         numbers[k], flips[k] = sampling.sample(
-            options, k, epoch, image_size[0], image_size[1], output_size[0], output_size[1], plan
+            options, k, epoch, view, image_size[0], image_size[1], output_size[0], output_size[1], plan
         )
         crops[k] = plan.crops
         lams[k] = plan.lams
@@ -56,8 +56,8 @@ def _draw(options, epoch, image_size, output_size):
     return Drawn(numbers, flips, crops, lams, boxes, paste_next, permutations)
 
 
-def draw(epoch: int = 0, image_size=(SIDE, SIDE), output_size=(64, 64), **options) -> Drawn:
-    return _draw(sampling_options(**options), epoch, image_size, output_size)
+def draw(epoch: int = 0, view: int = 0, image_size=(SIDE, SIDE), output_size=(64, 64), **options) -> Drawn:
+    return _draw(sampling_options(**options), epoch, view, image_size, output_size)
 
 
 def _uniform(values: np.ndarray, low: float, high: float) -> bool:
@@ -207,7 +207,26 @@ def test_neighbours_are_independent() -> None:
         "epoch 1, next index": draw(epoch=1, **options).lams[1:-1, 0],
         "seed 1": draw(seed=1, **options).lams[:-2, 0],
         "seed 2**32": draw(seed=2**32, **options).lams[:-2, 0],
+        "view 1": draw(view=1, **options).lams[:-2, 0],
+        "view 2": draw(view=2, **options).lams[:-2, 0],
     }
+    assert _dependent(columns) == []
+
+
+def test_the_views_of_an_image_are_independent() -> None:
+    columns = {}
+    for view in range(3):
+        drawn = draw(view=view, number=2, scale=(0.1, 0.5), mix_ratio=2, inter_aug=True, flip_probability=0.5)
+        columns |= {f"flip {view}": drawn.flips, f"lam {view}": drawn.lams[:, 0]}
+        columns[f"permutation {view}"] = drawn.permutations[:, 0] @ [3, 1, 0]
+        for band in range(2):
+            top, left, height, width = drawn.crops[:, band].T
+            columns |= {
+                f"area {band} of {view}": height * width,
+                f"ratio {band} of {view}": width / height,
+                f"top {band} of {view}": top / (SIDE - height),
+                f"left {band} of {view}": left / (SIDE - width),
+            }
     assert _dependent(columns) == []
 
 
@@ -224,7 +243,7 @@ def test_neighbours_are_independent() -> None:
 def test_crops_lie_in_the_image(height: int, width: int, scale: float, ratio: tuple, index: int) -> None:
     low = math.log(ratio[0]), math.log(ratio[1])
     crop = np.empty(4, np.int64)
-    sampling.sample_crop(make_key(1, 2, index, 4), 0, height, width, scale, min(2 * scale, 1), *low, crop)
+    sampling.sample_crop(make_key(1, 2, index, 4, 0), 0, height, width, scale, min(2 * scale, 1), *low, crop)
     top, left, crop_height, crop_width = crop
     assert 0 <= top <= top + crop_height <= height
     assert 0 <= left <= left + crop_width <= width
