@@ -1,0 +1,146 @@
+"""Linear evaluation: a classifier on the features of a backbone that stays as it is.
+
+python -m examples.contrastive.linear --weights=runs/moco/final_weights.pt \
+    --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/moco_linear
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from ffcv.fields.basics import IntDecoder
+from ffcv.loader import OrderOption
+from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+from torch import nn
+
+from examples.contrastive.pretrain import MAY_DIFFER, create_backbone, create_eval_loader
+from ffcv_cropmix import CropMixRGBImageDecoder, Loader
+from ffcv_cropmix.errors import DataError, run_program, usage_error
+from ffcv_cropmix.evaluation.accuracy import evaluate
+from ffcv_cropmix.evaluation.weights import read_weights
+from ffcv_cropmix.progress import progress
+from ffcv_cropmix.training.config import DataConfig, LoggingConfig, ModelConfig
+from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.distributed import join, split_batch
+from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
+from ffcv_cropmix.training.options import parse_options, require
+from ffcv_cropmix.training.run import Run
+
+
+@dataclass(kw_only=True, slots=True)
+class LinearConfig:
+    resolution: int = 224
+    """Side of the images, px"""
+    global_batch_size: int = 256
+    """Images a step, of all processes together"""
+    epochs: int = 100
+    """Passes over the training set"""
+    lr: float = 30
+    """Of the first epochs; times 0.1 at 60 % and at 80 % of them"""
+    seed: int = 0
+    """Of order and augmentation"""
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "global_batch_size", "epochs"):
+            require(getattr(self, name) >= 1, f"training.{name}", ">= 1", getattr(self, name))
+        require(0 < self.lr < math.inf, "training.lr", "> 0", self.lr)
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Everything that a run depends on."""
+
+    weights: str
+    """The backbone's, as pretrain.py leaves them"""
+    model: ModelConfig
+    """The network"""
+    data: DataConfig
+    """Where images come from"""
+    training: LinearConfig
+    """Optimisation"""
+    logging: LoggingConfig
+    """What the run leaves behind"""
+    resume: str | None = None
+    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+
+
+def train(config: Config) -> None:
+    """Train the classifier as `config` says, and print its accuracy."""
+    training = config.training
+    processes = join(config.data.gpu)
+    device = processes.device
+    torch.manual_seed(training.seed)
+    torch.set_num_threads(processes.cores)
+    try:
+        batch_size, _ = split_batch(training.global_batch_size, training.global_batch_size, processes.count)
+    except ValueError as error:
+        usage_error(str(error))
+    classes = count_classes(config.data.train_dataset)
+    check_dataset(config.data.train_dataset, classes)
+    check_dataset(config.data.val_dataset, classes)
+    backbone = create_backbone(config.model)
+    try:
+        backbone.load_state_dict(read_weights(Path(config.weights)).state)
+    except RuntimeError as error:
+        raise DataError(f"{config.weights} is not of {config.model.arch}: {error}") from error
+    features = NormalizedModel(backbone).requires_grad_(False).to(device).eval()
+    classifier = nn.Linear(backbone.inplanes, classes).to(device)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    trained = processes.wrap(classifier)
+    optimizer = torch.optim.SGD(classifier.parameters(), training.lr, momentum=0.9, fused=True)
+
+    side = (training.resolution,) * 2
+    decoder = CropMixRGBImageDecoder(side, scale=0.08, number=1, flip_probability=0.5, seed=training.seed)
+    loader = Loader(
+        config.data.train_dataset,
+        batch_size,
+        min(config.data.num_workers or processes.cores, processes.cores),
+        os_cache=bool(config.data.in_memory),
+        order=OrderOption.RANDOM if config.data.in_memory else OrderOption.QUASI_RANDOM,
+        distributed=processes.count > 1,
+        seed=training.seed,
+        pipelines={
+            "image": [decoder, ToTensor(), ToDevice(device), ToTorchImage()],
+            "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
+        },
+    )
+    validation = create_eval_loader(config.data, config.data.val_dataset, training.resolution, processes)
+    run = Run(
+        Path(config.logging.folder),
+        asdict(config),
+        epochs=training.epochs,
+        seed=training.seed,
+        processes=processes,
+        loader=loader,
+        state={"model": classifier, "optimizer": optimizer},
+        resume=config.resume,
+        may_differ=MAY_DIFFER,
+        tensorboard=bool(config.logging.tensorboard),
+    )
+    for _ in run.epochs():
+        for _ in run.steps():
+            drops = sum(run.position >= share * training.epochs for share in (0.6, 0.8))
+            run.set_lr(optimizer, training.lr * 0.1**drops)
+            images, labels = run.next_batch()
+            with mixed_precision(device, choose_precision(None, device)):
+                loss = nn.functional.cross_entropy(trained(features(images)), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.add_loss(loss)
+        batches = progress(validation, len(validation), "validation") if processes.first else validation
+        with mixed_precision(device, choose_precision(None, device)):
+            result = evaluate(nn.Sequential(features, classifier), batches, num_classes=classes, flip_tta=False)
+        run.end_epoch(**result.entries())
+    if run.log:
+        run.log.save_weights(classifier)
+        print(f"linear top-1 {run.log.records[-1]['top_1']:.2f} %")
+
+
+if __name__ == "__main__":
+    about = "Linear evaluation of a pre-trained backbone."
+    run_program(lambda: train(parse_options(Config, prog="python -m examples.contrastive.linear", description=about)))

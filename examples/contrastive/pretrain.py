@@ -1,0 +1,309 @@
+"""MoCo v2 with CropMix on the query's side: pre-training without labels.
+
+python -m examples.contrastive.pretrain --config-file examples/contrastive/imagenet.yaml \
+    --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/moco
+
+README.md beside this says what it is, and what to expect.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ffcv.fields.basics import IntDecoder
+from ffcv.loader import OrderOption
+from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+from lightly.loss import NTXentLoss
+from lightly.models.modules.heads import MoCoProjectionHead
+from lightly.models.utils import (
+    batch_shuffle_distributed,
+    batch_unshuffle_distributed,
+    deactivate_requires_grad,
+    update_momentum,
+)
+from lightly.utils.benchmarking.knn import knn_predict
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from examples.contrastive.views import Augment, paste_boxes
+from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ToTorchViews, ViewSpec
+from ffcv_cropmix.errors import run_program, usage_error
+from ffcv_cropmix.progress import progress
+from ffcv_cropmix.training import compare
+from ffcv_cropmix.training.config import DataConfig, DistConfig, LoggingConfig, ModelConfig
+from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.distributed import Processes, join, split_batch
+from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, mixed_precision
+from ffcv_cropmix.training.options import Switch, parse_options, require
+from ffcv_cropmix.training.run import Run
+
+MAY_DIFFER = frozenset(["resume", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu", "logging"])
+
+
+@dataclass(kw_only=True, slots=True)
+class QueryConfig:
+    enabled: Switch = 1
+    """The query is a mix of two crops, of 20 to 60 % and 60 to 100 % of the image; 0: one of 20 to 100 %, as the key"""
+    number: int = 2
+    """Crops of the query"""
+    operation: str = "one-way cutmix"
+    """Each is augmented on its own; then a box of the larger one is pasted into the smaller one"""
+
+    def __post_init__(self) -> None:
+        require(self.number == 2, "cropmix.number", "2", self.number)
+        require(self.operation == "one-way cutmix", "cropmix.operation", "one-way cutmix", self.operation)
+
+
+@dataclass(kw_only=True, slots=True)
+class MoCoConfig:
+    resolution: int = 224
+    """Side of the images, px"""
+    global_batch_size: int = 256
+    """Images a step, of all processes together"""
+    epochs: int = 100
+    """Passes over the training set"""
+    lr: float = 0.03
+    """Of the first step; it falls to 0 as half a cosine"""
+    momentum: float = 0.9
+    """SGD's"""
+    weight_decay: float = 1e-4
+    """L2 penalty, on all parameters"""
+    queue: int = 65536
+    """Keys that a query is compared with"""
+    key_momentum: float = 0.999
+    """Of the average of the weights that encodes the keys"""
+    temperature: float = 0.2
+    """Of the contrastive loss"""
+    neighbors: int = 200
+    """Of a validation image, that vote for its class, by cosine similarity"""
+    known: int = 20000
+    """Training images that are asked, at most"""
+    precision: str | None = None
+    """bf16 or fp32; null: bf16 on a GPU"""
+    distributed: Switch = 0
+    """Start dist.world_size processes on this machine; torchrun does the same without it"""
+    seed: int = 0
+    """Of weights, order and augmentation"""
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "global_batch_size", "epochs", "queue", "neighbors", "known"):
+            require(getattr(self, name) >= 1, f"training.{name}", ">= 1", getattr(self, name))
+        require(0 < self.lr < math.inf, "training.lr", "> 0", self.lr)
+        require(0 < self.temperature < math.inf, "training.temperature", "> 0", self.temperature)
+        require(0 <= self.key_momentum <= 1, "training.key_momentum", "in [0, 1]", self.key_momentum)
+        require(self.precision in (None, "bf16", "fp32"), "training.precision", "bf16 or fp32", self.precision)
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Everything that a run depends on. Sections that it shares with train_imagenet.py are the same."""
+
+    model: ModelConfig
+    """The network"""
+    data: DataConfig
+    """Where images come from; labels are for the validation only"""
+    cropmix: QueryConfig
+    """The query"""
+    training: MoCoConfig
+    """Optimisation"""
+    logging: LoggingConfig
+    """What the run leaves behind"""
+    dist: DistConfig
+    """Several processes"""
+    resume: str | None = None
+    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+
+
+class Queue:
+    """The keys that queries are compared with, as a part of a run's state, where lightly's loss has none."""
+
+    def __init__(self, loss: NTXentLoss) -> None:
+        self._buffers: dict[str, Tensor] = dict(loss.memory_bank.named_buffers())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._buffers
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, buffer in self._buffers.items():
+            buffer.copy_(state[name])
+
+
+class Encoder(nn.Module):
+    """A ResNet and MoCo's head, with batch normalisation: normalised images to (N, 128)."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width = backbone.inplanes
+        self.head = MoCoProjectionHead(width, width, 128, batch_norm=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedded: Tensor = self.head(self.backbone(images))
+        return embedded
+
+
+def create_backbone(model: ModelConfig) -> ResNet:
+    """A ResNet of torchvision's without its last layer: images to features."""
+    try:
+        network = create_network(model.arch, 2, cifar_stem=bool(model.cifar_stem))
+    except ValueError as error:
+        usage_error(str(error))
+    if not isinstance(network, ResNet):
+        usage_error(f"model.arch={model.arch}: only torchvision's ResNets have a head here")
+    network.fc = nn.Identity()
+    return network
+
+
+def pretrain(config: Config) -> None:
+    """Pre-train as `config` says; leave log, checkpoint and the backbone's weights in `logging.folder`."""
+    training = config.training
+    processes = join(config.data.gpu, config.dist if training.distributed else None)
+    device = processes.device
+    precision = choose_precision(training.precision, device)
+    torch.manual_seed(training.seed)
+    torch.set_num_threads(processes.cores)
+    try:
+        batch_size, _ = split_batch(training.global_batch_size, training.global_batch_size, processes.count)
+    except ValueError as error:
+        usage_error(str(error))
+    classes = count_classes(config.data.train_dataset)
+    images = check_dataset(config.data.train_dataset, classes)
+    check_dataset(config.data.val_dataset, classes)
+    if training.global_batch_size > images:
+        usage_error(f"training.global_batch_size={training.global_batch_size} is more than {images}, the training set")
+
+    backbone = create_backbone(config.model)
+    query = NormalizedModel(Encoder(backbone)).to(device).to(memory_format=torch.channels_last)
+    key = copy.deepcopy(query)
+    deactivate_requires_grad(key)
+    trained = processes.wrap(query)
+    loss_of = NTXentLoss(training.temperature, (training.queue, 128), gather_distributed=processes.count > 1).to(device)
+    optimizer = torch.optim.SGD(
+        query.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay, fused=True
+    )
+    augment = Augment(training.resolution).to(device)
+    run = Run(
+        Path(config.logging.folder),
+        asdict(config),
+        epochs=training.epochs,
+        seed=training.seed,
+        processes=processes,
+        loader=create_train_loader(config, batch_size, processes),
+        state={"query": query, "key": key, "queue": Queue(loss_of), "optimizer": optimizer},
+        resume=config.resume,
+        may_differ=MAY_DIFFER,
+        tensorboard=bool(config.logging.tensorboard),
+    )
+    known = np.random.default_rng(training.seed).permutation(images)[: training.known]
+    bank = create_eval_loader(config.data, config.data.train_dataset, training.resolution, processes, np.sort(known))
+    validation = create_eval_loader(config.data, config.data.val_dataset, training.resolution, processes)
+
+    for _ in run.epochs():
+        query.train()
+        key.train()
+        for _ in run.steps():
+            run.set_lr(optimizer, training.lr * (1 + math.cos(math.pi * run.position / training.epochs)) / 2)
+            *crops, other = (augment(view) for view in run.next_batch()[0])
+            image = paste_boxes(*crops) if config.cropmix.enabled else crops[0]
+            with mixed_precision(device, precision):
+                with torch.no_grad():
+                    keys = encode_keys(key, other, processes)
+                loss = loss_of(trained(255 * image), keys)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            update_momentum(query, key, training.key_momentum)
+            run.add_loss(loss)
+        processes.share_buffers(query)
+        with mixed_precision(device, precision):
+            accuracy = knn_accuracy(
+                NormalizedModel(backbone).to(device), bank, validation, classes, training.neighbors, processes.first
+            )
+        run.end_epoch(top_1=accuracy)
+
+    if run.log:
+        weights = run.log.save_weights(backbone)
+        compare.save(compare.draw([compare.read_run(run.log.folder)]), run.log.folder / "curves.png")
+        last = run.log.records[-1]
+        print(f"k-NN top-1 {last['top_1']:.2f} %, training loss {last['train_loss']:.3f}; backbone: {weights}")
+
+
+def encode_keys(key: nn.Module, images: Tensor, processes: Processes) -> Tensor:
+    """Keys of images; several processes swap them first, so that batch normalisation does not give pairs away."""
+    keys: Tensor
+    if processes.count == 1:
+        keys = key(255 * images)
+        return keys
+    images, order = batch_shuffle_distributed(images)
+    keys = batch_unshuffle_distributed(key(255 * images), order)
+    return keys
+
+
+@torch.no_grad()
+def knn_accuracy(
+    backbone: nn.Module, bank: Loader, validation: Loader, classes: int, neighbors: int, shown: bool
+) -> float:
+    """Share of validation images whose class their nearest training images vote for, percent."""
+    backbone.eval()
+    features, labels = [], []
+    for images, of in progress(bank, len(bank), "features") if shown else bank:
+        features.append(nn.functional.normalize(backbone(images).float()))
+        labels.append(of.clone())
+    known, classes_of = torch.cat(features).T.contiguous(), torch.cat(labels)
+    hits = total = 0
+    for images, of in progress(validation, len(validation), "neighbours") if shown else validation:
+        asked = nn.functional.normalize(backbone(images).float())
+        voted = knn_predict(asked, known, classes_of, classes, min(neighbors, len(classes_of)))
+        hits += int((voted[:, 0] == of).sum())
+        total += len(of)
+    return 100 * hits / total
+
+
+def create_train_loader(config: Config, batch_size: int, processes: Processes) -> Loader:
+    """Batches of views, uint8 (N, 3, H, W) each: one or two crops for the query, and one for the key."""
+    side = (config.training.resolution,) * 2
+    scales = [(0.2, 0.6), (0.6, 1.0)] if config.cropmix.enabled else [(0.2, 1.0)]
+    views = [ViewSpec(side, scale, flip_probability=0.5) for scale in [*scales, (0.2, 1.0)]]
+    decoder = MultiViewRGBImageDecoder(views, seed=config.training.seed)
+    return Loader(
+        config.data.train_dataset,
+        batch_size,
+        min(config.data.num_workers or processes.cores, processes.cores),
+        os_cache=bool(config.data.in_memory),
+        order=OrderOption.RANDOM if config.data.in_memory else OrderOption.QUASI_RANDOM,
+        distributed=processes.count > 1,
+        seed=config.training.seed,
+        pipelines={"image": [decoder, ToTorchViews(processes.device)], "label": None},
+    )
+
+
+def create_eval_loader(
+    data: DataConfig, path: str, resolution: int, processes: Processes, indices: np.ndarray | None = None
+) -> Loader:
+    """Batches of the centre of images, uint8 (N, 3, resolution, resolution), and their labels, int64 (N,)."""
+    device = processes.device
+    return Loader(
+        path,
+        256,
+        min(data.num_workers or processes.cores, processes.cores),
+        os_cache=bool(data.in_memory),
+        indices=indices,  # type: ignore[arg-type]
+        drop_last=False,
+        pipelines={
+            "image": [CenterCropRGBImageDecoder((resolution,) * 2), ToTensor(), ToDevice(device), ToTorchImage()],
+            "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
+        },
+    )
+
+
+if __name__ == "__main__":
+    about = "MoCo v2 with CropMix on .beton files."
+    run_program(
+        lambda: pretrain(parse_options(Config, prog="python -m examples.contrastive.pretrain", description=about))
+    )
