@@ -271,6 +271,14 @@ def test_several_outputs_of_one_decode(betons, kind, specs: list) -> None:
     assert sorted(indices) == list(range(COUNT))
 
 
+def test_a_decoder_in_two_pipelines_is_an_error(betons) -> None:
+    """It would decode twice, the second time with the random numbers of another epoch."""
+    decoder = MultiViewRGBImageDecoder(VIEWS, seed=SEED)
+    others = {"second": PipelineSpec("image", decoder, [SelectView(1), ToTensor()])}
+    with pytest.raises(ValueError, match=r"would decode twice.* PipelineSpec\(decoder"):
+        loader_of(betons["raw"], decoder, SelectView(0), ToTensor(), others=others)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_stock_operations_do_with_all_views(betons, kind) -> None:
     """As docs/views.md says: an error, and images upside down."""
