@@ -6,18 +6,18 @@ COMMANDS = """\
 ffcv_cropmix: CropMix for FFCV, several crops of an image mixed in one compiled decoder
 
 In a clone of the repository:
-  python write_dataset.py          images to a .beton file
-  python train_imagenet.py         train a classifier on .beton files
-  python examples/quickstart.py    from a folder of images to batches, in 25 lines
-  python examples/demo.py          a figure and two small trainings; make demo installs and runs it
-  python benchmarks/throughput.py  how fast, against others; make bench
+  python write_dataset.py                  images to a .beton file
+  python train_imagenet.py                 train a classifier on two .beton files
+  python examples/quickstart.py            from a folder of images to batches
+  make demo, make test, make bench         two small trainings; all tests; how fast, against others
 
 Anywhere:
-  python -m ffcv_cropmix.verify    is a .beton file whole?
-  python -m ffcv_cropmix.evaluate  accuracy, calibration and robustness, beside the paper's
-  python -m ffcv_cropmix.visualize  crops, their share of the mix, the mix, drawn
+  python -m ffcv_cropmix.verify            is a .beton file whole?
+  python -m ffcv_cropmix.visualize         crops, their share of the mix, the mix, drawn
+  python -m ffcv_cropmix.evaluate          accuracy, calibration and robustness, beside the paper's
+  python -m ffcv_cropmix.training.compare  runs in one figure and one table
 
---help after any of them lists its options. README.md and docs/ have the rest."""
+--help after any of the programs lists its options. README.md, docs/ and examples/ have the rest."""
 
 if __name__ == "__main__":
     print(COMMANDS)

@@ -419,10 +419,6 @@ def main() -> None:
         figures = draw(given)
     except ValueError as error:
         usage_error(str(error))
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("matplotlib"):
-            raise
-        raise DataError("drawing needs matplotlib: pip install 'ffcv-cropmix[demo]'") from None
     write_figures(figures, given.output)
     print(f"{given.output}: {'a frame for each epoch' if given.animate else 'crops, their share of the mix, the mix'}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,21 @@ def test_cropmix_needs_neither_ffcv_nor_torch() -> None:
         "from ffcv_cropmix import cropmix, sample_plan\n"
         "cropmix(np.zeros((9, 9, 3), np.uint8), sample_plan(9, 9), (2, 2))"
     )
+
+
+def test_what_there_is_to_run() -> None:
+    root = Path(__file__).parents[1]
+    listed = subprocess.check_output([sys.executable, "-m", "ffcv_cropmix"], cwd=root, text=True)
+    assert len(listed.splitlines()) <= 24  # of a terminal
+    assert max(map(len, listed.splitlines())) <= 100
+    named = set(re.findall(r"python (-m )?(\S+)", listed))
+    assert {name for module, name in named if not module} == {
+        *(path.name for path in root.glob("*.py")),
+        "examples/quickstart.py",
+    }
+    modules = {name for module, name in named if module}
+    programs = {path for path in (root / "ffcv_cropmix").rglob("*.py") if "\n    run_program(" in path.read_text()}
+    assert modules == {".".join(path.relative_to(root).with_suffix("").parts) for path in programs}
 
 
 def test_public_names() -> None:

@@ -179,9 +179,3 @@ def test_mistakes_are_one_line_and_leave_what_was_there(run, betons: dict[str, P
         assert (status, option[0].strip("-").split("=")[0] in error) == (2, True)
     assert refused(betons["raw"], "--animate")[1].startswith("error: --output is a file *.gif in a folder that exists")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.jpg", "empty", "figure.png"]
-
-
-def test_without_matplotlib(run, betons: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    status, _, error = run(betons["raw"], "--output", tmp_path / "figure.png", "--rows", 2)
-    assert (status, error) == (1, "error: drawing needs matplotlib: pip install 'ffcv-cropmix[demo]'\n")
