@@ -1,15 +1,51 @@
-"""What the documents name exists."""
+"""What the documents name exists, and what they show runs."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import subprocess
+import sys
+import tarfile
+import time
 from importlib.metadata import requires
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from ffcv_cropmix import check_beton
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*/*.md")]
+DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/**/*.md")]
+
+RUN = {"sh", "python"}
+"""Languages of the blocks that are run, all those of a page in one folder, one after the other"""
+SHOWN = {"", "text", "diff", "bibtex"}
+"""Those that are not: output, make's targets (CI runs them), and what takes ImageNet, a GPU or hours"""
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    language: str
+    code: str
+    line: int
+
+
+def _blocks(document: Path) -> list[Block]:
+    text = document.read_text()
+    found = list(re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S))
+    assert len(re.findall("^ *```", text, re.M)) == 2 * len(found), "a fence that is indented, or has no end"
+    return [Block(match[1], match[2], text[: match.start()].count("\n") + 2) for match in found]
+
+
+def _name(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
 
 
 def test_each_hazard_has_a_test_that_exists() -> None:
@@ -22,10 +58,29 @@ def test_each_hazard_has_a_test_that_exists() -> None:
             assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+        if target.startswith("https://"):
+            continue
+        page = document.parent / target if target else document
+        assert page.exists(), target
+        if heading:
+            titles = re.findall("^#+ (.*)$", page.read_text(), re.M)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, heading
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_languages_of_blocks(document: Path) -> None:
+    assert {block.language for block in _blocks(document)} <= RUN | SHOWN
+
+
+def test_make_has_the_targets() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {
+        name for document in DOCUMENTS for name in re.findall(r"(?:^|`|\$ )make (\w+)", document.read_text(), re.M)
+    }
+    assert {"demo", "test", "bench"} <= named <= targets
 
 
 def test_the_recipes_figures_are_those_of_their_files() -> None:
@@ -40,3 +95,93 @@ def test_the_recipes_figures_are_those_of_their_files() -> None:
 
 def test_setuptools_is_a_dependency() -> None:
     assert "setuptools" in (requires("ffcv-cropmix") or [])  # FFCV imports distutils, which Python 3.12 dropped
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` leaves, in small: demo/train.beton, demo/val.beton."""
+    folder = tmp_path_factory.mktemp("demo")
+    write = [sys.executable, "write_dataset.py", "--dataset=digits", "--num_workers=1", "--subset=256"]
+    subprocess.run([*write, f"--write_path={folder / 'train.beton'}"], cwd=ROOT, check=True, capture_output=True)
+    for suffix in ("beton", "beton.json"):
+        (folder / f"val.{suffix}").symlink_to(folder / f"train.{suffix}")
+    return folder
+
+
+@pytest.fixture
+def workplace(demo: Path, tmp_path: Path) -> Path:
+    """A folder like a clone of the repository after `make demo`, that may be written to."""
+    for path in ROOT.iterdir():
+        if path.name not in ("demo", "runs") and path.suffix != ".beton" and not path.name.startswith("."):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "demo").symlink_to(demo)
+    return tmp_path
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _jpeg(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (level, 99, 99)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def _imagenet_archives(folder: Path) -> None:
+    """The three archives of ImageNet, with two classes of two images, and their structure."""
+    kinds = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    synsets = np.array([(1, "n00000020", 0), (2, "n00000010", 0), (3, "n00000001", 2)], kinds)
+    savemat(folder / "meta.mat", {"synsets": synsets[:, None]})
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as train:
+        for number, name in enumerate(("n00000010", "n00000020")):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as images:
+                for k in range(2):
+                    _add(images, f"{name}_{k}.JPEG", _jpeg(100 * number + k))
+            _add(train, f"{name}.tar", inner.getvalue())
+    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as val:
+        for k in range(1, 4):
+            _add(val, f"ILSVRC2012_val_{k:08}.JPEG", _jpeg(k))
+    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as devkit:
+        data = "ILSVRC2012_devkit_t12/data"
+        _add(devkit, f"{data}/ILSVRC2012_validation_ground_truth.txt", b"1\n2\n1\n")
+        _add(devkit, f"{data}/meta.mat", (folder / "meta.mat").read_bytes())
+
+
+def _run(document: Path, folder: Path) -> None:
+    """Run the blocks of a document in a folder, and say how long each took."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for language, code, line in _blocks(document):
+        started = time.perf_counter()
+        if language == "sh":
+            command = ["sh", "-eu", "-c", code]
+            result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, f"{_name(document)}, line {line}:\n{result.stdout}{result.stderr}"
+        elif language == "python":
+            exec(compile("\n" * (line - 1) + code, document, "exec", dont_inherit=True), names)
+        if language in RUN:
+            print(f"{_name(document)}, line {line}: {time.perf_counter() - started:.1f} s")
+
+
+IMAGENET = ROOT / "docs/imagenet.md"
+PAGES = [page for page in DOCUMENTS if page != IMAGENET and RUN & {block.language for block in _blocks(page)}]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("document", PAGES, ids=_name)
+def test_blocks_run(document: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    _run(document, workplace)
+
+
+def test_imagenets_archives_become_two_files(workplace: Path) -> None:
+    _imagenet_archives(workplace)
+    _run(IMAGENET, workplace)
+    found = [check_beton(workplace / f"{split}.beton") for split in ("train", "val")]
+    assert [beton.column("label").tolist() for beton in found] == [[0, 0, 1, 1], [1, 0, 1]]
+    for beton in found:
+        assert beton.sidecar and beton.sidecar.classes == ["n00000010", "n00000020"]
