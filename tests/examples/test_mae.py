@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ffcv_cropmix import training
 from ffcv_cropmix.data.convert import convert
@@ -154,6 +155,7 @@ def test_lars_adapts_to_weights_only() -> None:
     network = create_probe(ModelConfig(**SHAPE), CLASSES)
     optimizer = create_optimizer(config, network)
     [weight, bias] = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    nn.init.ones_(bias)  # of 0 nothing is adapted to
     before = [parameter.detach().clone() for parameter in (weight, bias)]
     weight.grad, bias.grad = 7 * torch.ones_like(weight), 7 * torch.ones_like(bias)
     for group in optimizer.param_groups:
@@ -280,7 +282,9 @@ def test_wrong_options_are_answered_in_a_line(option: str, message: str, capsys)
     assert message in error
 
 
-@pytest.mark.parametrize("name", ["paper", "toy", "cifar", "finetune", "probe", "toy_finetune", "toy_probe"])
+@pytest.mark.parametrize(
+    "name", ["paper", "toy", "cifar", "finetune", "probe", "toy_finetune", "toy_probe", "cifar_probe"]
+)
 def test_the_recipes_are_read(name: str) -> None:
     file = Path(common.__file__).with_name(f"{name}.yaml")
     parse = parse_finetune if "probe" in name or "finetune" in name else parse_pretrain
