@@ -35,7 +35,7 @@ from .errors import DataError
 from .operations import CHECKSUM, DecodeError
 
 _LARGE = 0.5  # share of the memory that buffers may take unsaid
-_PATIENCE = 1.0  # s, that an interrupt waits for the batch at work; what hangs is left behind
+_PATIENCE = 0.5  # s, that an interrupt waits for the batch at work; what hangs is left behind
 
 _home: int | None = None
 """The process whose threads numba has started: a fork of it has none."""

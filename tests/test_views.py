@@ -17,7 +17,7 @@ import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.loader import OrderOption
 from ffcv.pipeline import PipelineSpec
-from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
+from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
 from numba.core import event
 
 import ffcv_cropmix.loader
@@ -97,10 +97,13 @@ def test_each_view_is_cropmix_of_its_plan(betons, mode: str, specs: list, operat
         check(samples, betons[mode], specs, epoch)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("num_workers", "batch_size", "order"),
-    [(1, 7, OrderOption.SEQUENTIAL), (2, 32, OrderOption.RANDOM), (2, 1, OrderOption.QUASI_RANDOM)],
+    ("kind", "num_workers", "batch_size", "order"),
+    [
+        (Loader, 1, 7, OrderOption.SEQUENTIAL),
+        (ffcv.loader.Loader, 2, 32, OrderOption.RANDOM),
+        (Loader, 2, 1, OrderOption.QUASI_RANDOM),
+    ],
 )
 def test_same_bytes_however_it_is_read(betons, kind, num_workers: int, batch_size: int, order) -> None:
     for specs, operation in (VIEWS, ToTensor()), (CROPS, ToTorchViews()):
@@ -234,17 +237,16 @@ def test_another_device(betons) -> None:
         assert small.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("specs", [VIEWS, CROPS], ids=["one size", "two"])
+@pytest.mark.parametrize(("kind", "specs"), [(Loader, CROPS), (ffcv.loader.Loader, VIEWS)])
 def test_several_outputs_of_one_decode(betons, kind, specs: list) -> None:
     """FFCV's own operations take a view as they take an image."""
     decoder = MultiViewRGBImageDecoder(specs, seed=SEED)
-    mean, std = np.array([120.0, 110.0, 100.0]), np.array([60.0, 50.0, 70.0])
     loader = loader_of(
         betons["jpg"],
         decoder,
-        *(SelectView(0), RandomHorizontalFlip(1.0), NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage()),
+        *(SelectView(0), RandomHorizontalFlip(1.0), ToTensor(), ToTorchImage()),
         kind=kind,
+        num_workers=1,  # with more, FFCV's operations take long to compile
         others={
             "last": PipelineSpec(
                 decoder, transforms=[SelectView(len(specs) - 1), ToTensor(), ToDevice(CPU), ToTorchImage()]
@@ -262,8 +264,7 @@ def test_several_outputs_of_one_decode(betons, kind, specs: list) -> None:
                 expected(betons["jpg"], spec, view, 0, index, spec.output_size).transpose(2, 0, 1)
                 for view, spec in enumerate(specs)
             ]
-            mirrored = (wanted[0][:, :, ::-1] - mean[:, None, None]) / std[:, None, None]
-            np.testing.assert_allclose(images[position], mirrored, atol=1e-5)
+            np.testing.assert_array_equal(images[position], wanted[0][:, :, ::-1])
             np.testing.assert_array_equal(last[position], wanted[-1])
             for view, image in zip((2, 1), two):
                 np.testing.assert_array_equal(image[position], wanted[view])
@@ -279,15 +280,13 @@ def test_a_decoder_in_two_pipelines_is_an_error(betons) -> None:
         loader_of(betons["raw"], decoder, SelectView(0), ToTensor(), others=others)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_stock_operations_do_with_all_views(betons, kind) -> None:
+def test_what_stock_operations_do_with_all_views(betons) -> None:
     """As docs/views.md says: an error, and images upside down."""
     with pytest.raises(ValueError, match="too many values to unpack"):
-        loader_of(betons["raw"], MultiViewRGBImageDecoder(VIEWS), ToTensor(), ToTorchImage(), kind=kind)
+        loader_of(betons["raw"], MultiViewRGBImageDecoder(VIEWS), ToTensor(), ToTorchImage())
     decoder = MultiViewRGBImageDecoder(VIEWS, seed=SEED)
-    for index, views in read(
-        loader_of(betons["raw"], decoder, RandomHorizontalFlip(1.0), ToTensor(), kind=kind)
-    ).items():
+    loader = loader_of(betons["raw"], decoder, RandomHorizontalFlip(1.0), ToTensor(), num_workers=1)
+    for index, views in read(loader).items():
         wanted = [expected(betons["raw"], spec, number, 0, index, SIZE) for number, spec in enumerate(VIEWS)]
         np.testing.assert_array_equal(views, np.flip(wanted, axis=1))
 
@@ -298,11 +297,10 @@ def unchecked(betons, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ffcv_cropmix.loader, "check_beton", lambda path, fields: check_beton(betons["raw"], fields))
 
 
-DAMAGES = [("jpg", "truncated"), ("jpg", "f0.mode=7"), ("raw", "f0.width=5")]
-
-
-@pytest.mark.parametrize("specs", [VIEWS, CROPS], ids=["one size", "two"])
-@pytest.mark.parametrize(("mode", "damage"), DAMAGES)
+@pytest.mark.parametrize(
+    ("mode", "damage", "specs"),
+    [("jpg", "truncated", VIEWS), ("jpg", "f0.mode=7", CROPS), ("raw", "f0.width=5", CROPS)],
+)
 def test_damage_to_zeros_or_an_error(betons, unchecked, tmp_path: Path, mode: str, damage: str, specs: list) -> None:
     path = damaged(betons[mode], tmp_path / "damaged.beton", 11, damage)
     decoder = MultiViewRGBImageDecoder(specs, seed=SEED, on_error="zero")
@@ -314,33 +312,30 @@ def test_damage_to_zeros_or_an_error(betons, unchecked, tmp_path: Path, mode: st
         check(samples, betons[mode], specs, epoch)
     assert [(failure.index, failure.label) for failure in loader.report()] == [(11, "11")]
     decoder = MultiViewRGBImageDecoder(specs, seed=SEED)
-    with pytest.raises(DecodeError, match=r"damaged\.beton: sample 11, of class 11: its"):
+    with pytest.raises(DecodeError, match="sample 11, of class 11: its"):
         read(loader_of(path, decoder, ToTorchViews()))
 
 
-def test_checksums_are_compared(sealed, tmp_path: Path) -> None:
+@pytest.mark.parametrize("specs", [VIEWS, CROPS], ids=["one size", "two"])
+def test_checksums_are_compared(sealed, tmp_path: Path, specs: list) -> None:
     path = damaged(sealed["raw"], tmp_path / "damaged.beton", 11, "a bit")
     shutil.copy(f"{sealed['raw']}.json", f"{path}.json")
-    for specs in (VIEWS, CROPS):
-        decoder = MultiViewRGBImageDecoder(specs, seed=SEED, on_error="zero")
-        loader = loader_of(path, decoder, ToTorchViews(), checksums=True)
-        samples = read(loader)
-        assert not any(view.any() for view in samples.pop(11))
-        check(samples, sealed["raw"], specs, 0)
-        assert [failure.index for failure in loader.report()] == [11]
+    decoder = MultiViewRGBImageDecoder(specs, seed=SEED, on_error="zero")
+    loader = loader_of(path, decoder, ToTorchViews(), checksums=True)
+    samples = read(loader)
+    assert not any(view.any() for view in samples.pop(11))
+    check(samples, sealed["raw"], specs, 0)
+    assert [failure.index for failure in loader.report()] == [11]
 
 
 @pytest.mark.parametrize("specs", [VIEWS, CROPS], ids=["one size", "two"])
 def test_memory_is_that_of_the_output(betons, specs: list) -> None:
     """No image is kept before it is cropped."""
     loader = loader_of(betons["jpg"], MultiViewRGBImageDecoder(specs), ToTorchViews())
-    queries = [
-        query for wanted in loader.graph.collect_requirements()[0]["operation"].values() for query in wanted or ()
-    ]
-    pixels = sum(math.prod(spec.output_size) for spec in specs)
-    images, others = ([q for q in queries if (q.dtype == np.uint8) == is_image] for is_image in (True, False))
-    assert sum(math.prod(query.shape) for query in images) == 3 * pixels
-    assert all(math.prod(query.shape) == 1 for query in others)
+    (node,) = loader.image_nodes
+    queries = loader.graph.collect_requirements()[0]["operation"][node.id]
+    of_a_sample = sum(np.dtype(query.dtype).itemsize * math.prod(query.shape) for query in queries)
+    assert of_a_sample == 3 * sum(math.prod(spec.output_size) for spec in specs) + 8
 
 
 @pytest.mark.parametrize(

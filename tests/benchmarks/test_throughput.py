@@ -109,7 +109,7 @@ def test_python_peers_resize_and_mix(kind: type[peers.Mixup]) -> None:
     mixes = np.array([_levels(kind(SIDE), np.full((50, 60, 3), (10, 90, 230), np.uint8))[0, 0] for _ in range(60)])
     assert np.abs(mixes.sum(axis=1) - 330).max() <= 4
     assert mixes.min() >= 9 and mixes.max() <= 231
-    assert (np.abs(mixes - (10, 90, 230)).max(axis=1) > 20).sum() > 10
+    assert (np.abs(mixes - (10, 90, 230)).max(axis=1) > 20).sum() > 3
     assert len(np.unique(mixes.round(), axis=0)) > 6  # more than permutations
 
 
