@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import betons as written
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Puts back how SIGTERM and SIGINT are handled."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -106,10 +107,11 @@ def test_python_peers_resize_and_mix(kind: type[peers.Mixup]) -> None:
         mirrored += flipped < straight
     assert 0 < mirrored < 20
     # Of one colour: mixes of its permutations, so that the channels add up to the same.
+    random.seed(0)
     mixes = np.array([_levels(kind(SIDE), np.full((50, 60, 3), (10, 90, 230), np.uint8))[0, 0] for _ in range(60)])
     assert np.abs(mixes.sum(axis=1) - 330).max() <= 4
     assert mixes.min() >= 9 and mixes.max() <= 231
-    assert (np.abs(mixes - (10, 90, 230)).max(axis=1) > 20).sum() > 3
+    assert (np.abs(mixes - (10, 90, 230)).max(axis=1) > 20).sum() > 10
     assert len(np.unique(mixes.round(), axis=0)) > 6  # more than permutations
 
 
