@@ -15,22 +15,18 @@ if __name__ == "__main__":
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from ffcv.fields.basics import IntDecoder
-from ffcv.loader import OrderOption
-from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
 from ffcv_cropmix.errors import run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
-from ffcv_cropmix.progress import progress
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
-from ffcv_cropmix.training.distributed import Processes, join, split_batch
+from ffcv_cropmix.training.distributed import Processes, deal_step, join
+from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.logs import closing_table
 from ffcv_cropmix.training.models import (
     NormalizedModel,
@@ -57,20 +53,19 @@ def train(config: Config) -> None:
     device, precision = processes.device, choose_precision(config.training.precision, processes.device)
     torch.manual_seed(training.seed)
     torch.backends.cudnn.benchmark = True
-    torch.set_num_threads(processes.cores)  # importing FFCV set it to 1
 
     # What can be wrong is found before anything takes long.
     try:
         check_arch(config.model.arch)
-        batch_size, parts = split_batch(training.batch_size, training.global_batch_size, processes.count)
     except ValueError as error:
         usage_error(str(error))
-    images_a_step = batch_size * parts * processes.count
     classes = config.model.num_classes or count_classes(config.data.train_dataset)
     images_to_train = check_dataset(config.data.train_dataset, classes)
     images_to_validate = check_dataset(config.data.val_dataset, classes)
-    if images_a_step > images_to_train:
-        usage_error(f"{images_a_step} images a step are more than {images_to_train}, the whole training set")
+    batch_size, parts = deal_step(
+        training.batch_size, training.global_batch_size, images=images_to_train, processes=processes
+    )
+    images_a_step = batch_size * parts * processes.count
 
     resolutions = [resolution(epoch, config.resolution) for epoch in range(training.epochs)]
     model = create_model(config, classes, resolutions, processes)
@@ -83,12 +78,14 @@ def train(config: Config) -> None:
         fused=True,
     )
     lr_at = lr_schedule(config.lr, training.epochs, images_a_step)
-    loss_of, mix = create_loss(training), create_mixing(training, classes)
+    loss_of = create_loss(training)
+    mix = create_mixing(classes, mixup=training.mixup, cutmix=training.cutmix)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
 
     decoder = create_decoder(config)
-    train_loader = create_train_loader(config, decoder, batch_size, processes)
+    fields = pipelines(decoder, device)
+    train_loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
     val_loader = create_val_loader(config, processes)
     averaged = {"ema": average} if average else {}
     run = Run(
@@ -140,7 +137,7 @@ def train(config: Config) -> None:
 
     if run.log:
         weights = run.log.save_weights(evaluated.network)
-        compare.save(compare.draw([compare.read_run(run.log.folder)]), run.log.folder / "curves.png")
+        compare.save_curves(run.log.folder)
         print(closing_table(config, run.log, weights))
 
 
@@ -160,8 +157,8 @@ def evaluate_only(config: Config) -> None:
 
 def validate(config: Config, model: nn.Module, loader: Loader, classes: int, processes: Processes) -> Evaluation:
     """Evaluate on the validation set; all processes get the result of all."""
-    batches = progress(loader, len(loader), "validation") if processes.first else loader
     with mixed_precision(processes.device, choose_precision(config.training.precision, processes.device)):
+        batches = processes.show(loader, "validation")
         return evaluate(model, batches, num_classes=classes, flip_tta=bool(config.validation.lr_tta))
 
 
@@ -189,59 +186,20 @@ def create_model(config: Config, num_classes: int, resolutions: list[int], proce
 def create_decoder(config: Config) -> CropMixRGBImageDecoder:
     """CropMix, or the plain RandomResizedCrop from the same kernels."""
     cropmix, side = config.cropmix, config.resolution.min_res
-    options: dict[str, Any] = {"scale": RRC_SCALE, "number": 1}
-    if cropmix.enabled:
-        options = {
-            "scale": cropmix.scale,
-            "number": cropmix.number,
-            "operation": cropmix.operation,
-            "mix_ratio": cropmix.mix_ratio,
-            "inter_aug": bool(cropmix.inter_aug),
-        }
     return CropMixRGBImageDecoder(
-        (side, side), flip_probability=config.data.flip_probability, seed=config.training.seed, **options
-    )
-
-
-def create_train_loader(
-    config: Config, decoder: CropMixRGBImageDecoder, batch_size: int, processes: Processes
-) -> Loader:
-    """Batches of images, uint8 (N, 3, H, W), and labels, int64 (N,), on the device, in random order."""
-    return Loader(
-        config.data.train_dataset,
-        batch_size=batch_size,
-        num_workers=min(config.data.num_workers or processes.cores, processes.cores),
-        os_cache=bool(config.data.in_memory),
-        order=OrderOption.RANDOM if config.data.in_memory else OrderOption.QUASI_RANDOM,
-        distributed=processes.count > 1,
+        (side, side),
+        scale=cropmix.scale if cropmix.enabled else RRC_SCALE,
+        flip_probability=config.data.flip_probability,
         seed=config.training.seed,
-        drop_last=True,
-        pipelines=pipelines(decoder, processes.device),
+        **cropmix.mix(),
     )
 
 
 def create_val_loader(config: Config, processes: Processes) -> Loader:
-    """The same of the validation images, in the file's order: each in exactly one process."""
+    """The centres of the validation images."""
     side = config.validation.resolution
     decoder = CenterCropRGBImageDecoder((side, side), ratio=config.validation.crop_ratio)
-    return Loader(
-        config.data.val_dataset,
-        batch_size=config.validation.batch_size,
-        num_workers=min(config.data.num_workers or processes.cores, processes.cores),
-        os_cache=bool(config.data.in_memory),
-        order=OrderOption.SEQUENTIAL,
-        distributed=processes.count > 1,
-        drop_last=False,
-        pipelines=pipelines(decoder, processes.device),
-    )
-
-
-def pipelines(decoder: Any, device: torch.device) -> dict[str, list[Any]]:
-    """What happens to the fields of a sample. FFCV copies to the GPU on a stream of its own, while the model works."""
-    return {
-        "image": [decoder, ToTensor(), ToDevice(device), ToTorchImage()],
-        "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
-    }
+    return validation_loader(config.data, decoder, batch_size=config.validation.batch_size, processes=processes)
 
 
 if __name__ == "__main__":

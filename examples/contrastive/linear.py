@@ -11,20 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from ffcv.fields.basics import IntDecoder
-from ffcv.loader import OrderOption
-from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import nn
 
-from examples.contrastive.pretrain import MAY_DIFFER, create_backbone, create_eval_loader
-from ffcv_cropmix import CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.errors import DataError, run_program, usage_error
+from examples.contrastive.pretrain import MAY_DIFFER, create_backbone
+from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
+from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.evaluation.weights import read_weights
-from ffcv_cropmix.progress import progress
 from ffcv_cropmix.training.config import DataConfig, LoggingConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
-from ffcv_cropmix.training.distributed import join, split_batch
+from ffcv_cropmix.training.distributed import deal_step, join
+from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
 from ffcv_cropmix.training.options import parse_options, require
 from ffcv_cropmix.training.run import Run
@@ -73,14 +70,11 @@ def train(config: Config) -> None:
     processes = join(config.data.gpu)
     device = processes.device
     torch.manual_seed(training.seed)
-    torch.set_num_threads(processes.cores)
-    try:
-        batch_size, _ = split_batch(training.global_batch_size, training.global_batch_size, processes.count)
-    except ValueError as error:
-        usage_error(str(error))
     classes = count_classes(config.data.train_dataset)
-    check_dataset(config.data.train_dataset, classes)
+    images_to_train = check_dataset(config.data.train_dataset, classes)
     check_dataset(config.data.val_dataset, classes)
+    whole = training.global_batch_size
+    batch_size, _ = deal_step(whole, whole, images=images_to_train, processes=processes)
     backbone = create_backbone(config.model)
     try:
         backbone.load_state_dict(read_weights(Path(config.weights)).state)
@@ -95,20 +89,9 @@ def train(config: Config) -> None:
 
     side = (training.resolution,) * 2
     decoder = CropMixRGBImageDecoder(side, scale=0.08, number=1, flip_probability=0.5, seed=training.seed)
-    loader = Loader(
-        config.data.train_dataset,
-        batch_size,
-        min(config.data.num_workers or processes.cores, processes.cores),
-        os_cache=bool(config.data.in_memory),
-        order=OrderOption.RANDOM if config.data.in_memory else OrderOption.QUASI_RANDOM,
-        distributed=processes.count > 1,
-        seed=training.seed,
-        pipelines={
-            "image": [decoder, ToTensor(), ToDevice(device), ToTorchImage()],
-            "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
-        },
-    )
-    validation = create_eval_loader(config.data, config.data.val_dataset, training.resolution, processes)
+    fields = pipelines(decoder, device)
+    loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
+    validation = validation_loader(config.data, CenterCropRGBImageDecoder(side), batch_size=256, processes=processes)
     run = Run(
         Path(config.logging.folder),
         asdict(config),
@@ -132,7 +115,7 @@ def train(config: Config) -> None:
             optimizer.step()
             optimizer.zero_grad()
             run.add_loss(loss)
-        batches = progress(validation, len(validation), "validation") if processes.first else validation
+        batches = processes.show(validation, "validation")
         with mixed_precision(device, choose_precision(None, device)):
             result = evaluate(nn.Sequential(features, classifier), batches, num_classes=classes, flip_tta=False)
         run.end_epoch(**result.entries())

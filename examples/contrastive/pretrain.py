@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from ffcv.fields.basics import IntDecoder
-from ffcv.loader import OrderOption
-from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import MoCoProjectionHead
 from lightly.models.utils import (
@@ -34,14 +32,15 @@ from torchvision.models import ResNet
 from examples.contrastive.views import Augment, paste_boxes
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ToTorchViews, ViewSpec
 from ffcv_cropmix.errors import run_program, usage_error
-from ffcv_cropmix.progress import progress
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import DataConfig, DistConfig, LoggingConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
-from ffcv_cropmix.training.distributed import Processes, join, split_batch
+from ffcv_cropmix.training.distributed import Processes, deal_step, join
+from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, mixed_precision
 from ffcv_cropmix.training.options import Switch, parse_options, require
 from ffcv_cropmix.training.run import Run
+from ffcv_cropmix.training.schedules import cosine_lr
 
 MAY_DIFFER = frozenset(["resume", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu", "logging"])
 
@@ -167,16 +166,11 @@ def pretrain(config: Config) -> None:
     device = processes.device
     precision = choose_precision(training.precision, device)
     torch.manual_seed(training.seed)
-    torch.set_num_threads(processes.cores)
-    try:
-        batch_size, _ = split_batch(training.global_batch_size, training.global_batch_size, processes.count)
-    except ValueError as error:
-        usage_error(str(error))
     classes = count_classes(config.data.train_dataset)
     images = check_dataset(config.data.train_dataset, classes)
     check_dataset(config.data.val_dataset, classes)
-    if training.global_batch_size > images:
-        usage_error(f"training.global_batch_size={training.global_batch_size} is more than {images}, the training set")
+    whole = training.global_batch_size
+    batch_size, _ = deal_step(whole, whole, images=images, processes=processes)
 
     backbone = create_backbone(config.model)
     query = NormalizedModel(Encoder(backbone)).to(device).to(memory_format=torch.channels_last)
@@ -208,7 +202,7 @@ def pretrain(config: Config) -> None:
         query.train()
         key.train()
         for _ in run.steps():
-            run.set_lr(optimizer, training.lr * (1 + math.cos(math.pi * run.position / training.epochs)) / 2)
+            run.set_lr(optimizer, cosine_lr(run.position, lr=training.lr, epochs=training.epochs))
             *crops, other = (augment(view) for view in run.next_batch()[0])
             image = paste_boxes(*crops) if config.cropmix.enabled else crops[0]
             with mixed_precision(device, precision):
@@ -223,13 +217,17 @@ def pretrain(config: Config) -> None:
         processes.share_buffers(query)
         with mixed_precision(device, precision):
             accuracy = knn_accuracy(
-                NormalizedModel(backbone).to(device), bank, validation, classes, training.neighbors, processes.first
+                NormalizedModel(backbone).to(device),
+                processes.show(bank, "features"),
+                processes.show(validation, "neighbours"),
+                classes,
+                training.neighbors,
             )
         run.end_epoch(top_1=accuracy)
 
     if run.log:
         weights = run.log.save_weights(backbone)
-        compare.save(compare.draw([compare.read_run(run.log.folder)]), run.log.folder / "curves.png")
+        compare.save_curves(run.log.folder)
         last = run.log.records[-1]
         print(f"k-NN top-1 {last['top_1']:.2f} %, training loss {last['train_loss']:.3f}; backbone: {weights}")
 
@@ -247,17 +245,17 @@ def encode_keys(key: nn.Module, images: Tensor, processes: Processes) -> Tensor:
 
 @torch.no_grad()
 def knn_accuracy(
-    backbone: nn.Module, bank: Loader, validation: Loader, classes: int, neighbors: int, shown: bool
+    backbone: nn.Module, bank: Iterable[Any], validation: Iterable[Any], classes: int, neighbors: int
 ) -> float:
     """Share of validation images whose class their nearest training images vote for, percent."""
     backbone.eval()
     features, labels = [], []
-    for images, of in progress(bank, len(bank), "features") if shown else bank:
+    for images, of in bank:
         features.append(nn.functional.normalize(backbone(images).float()))
         labels.append(of.clone())
     known, classes_of = torch.cat(features).T.contiguous(), torch.cat(labels)
     hits = total = 0
-    for images, of in progress(validation, len(validation), "neighbours") if shown else validation:
+    for images, of in validation:
         asked = nn.functional.normalize(backbone(images).float())
         voted = knn_predict(asked, known, classes_of, classes, min(neighbors, len(classes_of)))
         hits += int((voted[:, 0] == of).sum())
@@ -271,34 +269,23 @@ def create_train_loader(config: Config, batch_size: int, processes: Processes) -
     scales = [(0.2, 0.6), (0.6, 1.0)] if config.cropmix.enabled else [(0.2, 1.0)]
     views = [ViewSpec(side, scale, flip_probability=0.5) for scale in [*scales, (0.2, 1.0)]]
     decoder = MultiViewRGBImageDecoder(views, seed=config.training.seed)
-    return Loader(
-        config.data.train_dataset,
-        batch_size,
-        min(config.data.num_workers or processes.cores, processes.cores),
-        os_cache=bool(config.data.in_memory),
-        order=OrderOption.RANDOM if config.data.in_memory else OrderOption.QUASI_RANDOM,
-        distributed=processes.count > 1,
-        seed=config.training.seed,
-        pipelines={"image": [decoder, ToTorchViews(processes.device)], "label": None},
-    )
+    fields = {"image": [decoder, ToTorchViews(processes.device)], "label": None}
+    seed = config.training.seed
+    return training_loader(config.data, fields, batch_size=batch_size, seed=seed, processes=processes)
 
 
 def create_eval_loader(
     data: DataConfig, path: str, resolution: int, processes: Processes, indices: np.ndarray | None = None
 ) -> Loader:
-    """Batches of the centre of images, uint8 (N, 3, resolution, resolution), and their labels, int64 (N,)."""
-    device = processes.device
+    """Batches of the centre of images, uint8 (N, 3, resolution, resolution), and their labels, in every process."""
     return Loader(
         path,
         256,
-        min(data.num_workers or processes.cores, processes.cores),
+        processes.workers(data.num_workers),
         os_cache=bool(data.in_memory),
         indices=indices,  # type: ignore[arg-type]
         drop_last=False,
-        pipelines={
-            "image": [CenterCropRGBImageDecoder((resolution,) * 2), ToTensor(), ToDevice(device), ToTorchImage()],
-            "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
-        },
+        pipelines=pipelines(CenterCropRGBImageDecoder((resolution,) * 2), processes.device),
     )
 
 

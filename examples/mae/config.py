@@ -11,14 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ffcv_cropmix.training import config as trainer
-from ffcv_cropmix.training.config import (
-    DataConfig,
-    DistConfig,
-    LoggingConfig,
-    LrConfig,
-    ResolutionConfig,
-    ValidationConfig,
-)
+from ffcv_cropmix.training.config import DataConfig, LoggingConfig, ValidationConfig
 from ffcv_cropmix.training.options import Switch, parse_options, require
 
 
@@ -208,25 +201,6 @@ def parse_finetune(arguments: Sequence[str] | None = None) -> FinetuneConfig:
     """See `parse_options`."""
     description = "Fine-tune the encoder of a masked autoencoder, or probe it."
     return parse_options(FinetuneConfig, arguments, prog="python -m examples.mae.finetune", description=description)
-
-
-def as_trainer(config: PretrainConfig | FinetuneConfig) -> trainer.Config:
-    """The options as the functions of train_imagenet.py read them."""
-    own = config.training
-    mixing: dict[str, Any] = {}
-    if isinstance(own, FinetuneTrainingConfig):
-        mixing = {"label_smoothing": own.label_smoothing, "mixup": own.mixup, "cutmix": own.cutmix}
-    return trainer.Config(
-        model=trainer.ModelConfig(),
-        resolution=ResolutionConfig(),
-        data=config.data,
-        cropmix=config.cropmix,
-        lr=LrConfig(),
-        training=trainer.TrainingConfig(precision=own.precision, seed=own.seed, **mixing),
-        validation=config.validation if isinstance(config, FinetuneConfig) else ValidationConfig(),
-        logging=config.logging,
-        dist=DistConfig(),
-    )
 
 
 def options(config: PretrainConfig | FinetuneConfig, model: ModelConfig) -> dict[str, Any]:

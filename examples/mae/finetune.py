@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ffcv_cropmix.training.config import MAY_DIFFER
 
-from .config import FinetuneConfig, ModelConfig, as_trainer, options, parse_finetune
+from .config import FinetuneConfig, ModelConfig, options, parse_finetune
 
 if __name__ == "__main__":
     CONFIG = parse_finetune()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
@@ -18,36 +18,40 @@ if __name__ == "__main__":
 from pathlib import Path
 
 import torch
-from ffcv.loader import OrderOption
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import Lars, param_groups_layer_decay
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader
 from ffcv_cropmix.errors import run_program, usage_error
+from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import augmentation
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
-from ffcv_cropmix.training.distributed import Processes
+from ffcv_cropmix.training.distributed import Processes, deal_step, join
+from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
-from ffcv_cropmix.training.objective import create_loss, create_mixing
+from ffcv_cropmix.training.objective import create_mixing
 from ffcv_cropmix.training.run import Run
-from train_imagenet import create_train_loader, pipelines, validate
 
-from .common import cosine_lr, create_decoder, start
+from .common import cosine_lr, create_decoder
 from .model import create_vit, load_encoder, read_shape
 
 
 def finetune(config: FinetuneConfig) -> None:
     """Train as `config` says; leave log, checkpoint, weights and curves in `logging.folder`."""
-    training, shared = config.training, as_trainer(config)
+    training = config.training
     shape = read_shape(Path(config.weights))
     if config.validation.resolution != shape.resolution:
         usage_error(f"validation.resolution={config.validation.resolution}: the encoder takes {shape.resolution} px")
     classes = config.num_classes or count_classes(config.data.train_dataset)
     images_to_train = check_dataset(config.data.train_dataset, classes)
     images_to_validate = check_dataset(config.data.val_dataset, classes)
-    processes, batch_size, parts = start(config, images_to_train)
+    processes = join(config.data.gpu)
+    torch.manual_seed(training.seed)
+    batch_size, parts = deal_step(
+        training.batch_size, training.global_batch_size, images=images_to_train, processes=processes
+    )
     device, precision = processes.device, choose_precision(training.precision, processes.device)
 
     network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)
@@ -55,9 +59,11 @@ def finetune(config: FinetuneConfig) -> None:
         load_encoder(network, Path(config.weights))
     model = NormalizedModel(network).to(device)
     optimizer = create_optimizer(config, network)
-    loss_of, mix = create_loss(shared.training), create_mixing(shared.training, classes)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+    mix = create_mixing(classes, mixup=training.mixup, cutmix=training.cutmix)
     trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
-    loader = create_train_loader(shared, create_decoder(config, shape), batch_size, processes)
+    fields = pipelines(create_decoder(config, shape), device)
+    loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
     val_loader = create_val_loader(config, shape, processes)
     run = Run(
         Path(config.logging.folder),
@@ -96,12 +102,14 @@ def finetune(config: FinetuneConfig) -> None:
         evaluation = {}
         if config.logging.log_level > 0 or epoch == training.epochs - 1:
             processes.share_buffers(model)
-            evaluation = validate(shared, model, val_loader, classes, processes).entries()
+            with mixed_precision(device, precision):
+                batches, flip = processes.show(val_loader, "validation"), bool(config.validation.lr_tta)
+                evaluation = evaluate(model, batches, num_classes=classes, flip_tta=flip).entries()
         run.end_epoch(**evaluation)
 
     if run.log:
         weights = run.log.save_weights(network)
-        compare.save(compare.draw([compare.read_run(run.log.folder)]), run.log.folder / "curves.png")
+        compare.save_curves(run.log.folder)
         print(f"top-1 {run.log.records[-1]['top_1']:.2f} %; weights: {weights}")
 
 
@@ -144,16 +152,7 @@ def create_val_loader(config: FinetuneConfig, shape: ModelConfig, processes: Pro
     """As train_imagenet.py has it, but bicubic."""
     side = (shape.resolution, shape.resolution)
     decoder = CenterCropRGBImageDecoder(side, ratio=config.validation.crop_ratio, interpolation="bicubic")
-    return Loader(
-        config.data.val_dataset,
-        batch_size=config.validation.batch_size,
-        num_workers=min(config.data.num_workers or processes.cores, processes.cores),
-        os_cache=bool(config.data.in_memory),
-        order=OrderOption.SEQUENTIAL,
-        distributed=processes.count > 1,
-        drop_last=False,
-        pipelines=pipelines(decoder, processes.device),
-    )
+    return validation_loader(config.data, decoder, batch_size=config.validation.batch_size, processes=processes)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ffcv_cropmix.training.config import MAY_DIFFER
 
-from .config import PretrainConfig, as_trainer, options, parse_pretrain
+from .config import PretrainConfig, options, parse_pretrain
 
 if __name__ == "__main__":
     CONFIG = parse_pretrain()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
@@ -27,12 +27,12 @@ from ffcv_cropmix.errors import run_program
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import augmentation
 from ffcv_cropmix.training.datasets import check_dataset
-from ffcv_cropmix.training.distributed import seed_step
+from ffcv_cropmix.training.distributed import deal_step, join, seed_step
+from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision, parameter_groups
 from ffcv_cropmix.training.run import Run
-from train_imagenet import create_train_loader
 
-from .common import cosine_lr, create_decoder, start
+from .common import cosine_lr, create_decoder
 from .model import MaskedAutoencoder
 
 PICTURES = 8
@@ -43,7 +43,11 @@ def pretrain(config: PretrainConfig) -> None:
     """Train as `config` says; leave log, checkpoint, the encoder's weights and a picture in `logging.folder`."""
     training, seed = config.training, config.training.seed
     images_to_train = check_dataset(config.data.train_dataset, ANY)
-    processes, batch_size, parts = start(config, images_to_train)
+    processes = join(config.data.gpu)
+    torch.manual_seed(seed)
+    batch_size, parts = deal_step(
+        training.batch_size, training.global_batch_size, images=images_to_train, processes=processes
+    )
     device, precision = processes.device, choose_precision(config.training.precision, processes.device)
     pictures = read_pictures(config).to(device)
 
@@ -52,7 +56,8 @@ def pretrain(config: PretrainConfig) -> None:
     groups = parameter_groups(model, training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, training.beta_2), fused=True)
     trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
-    loader = create_train_loader(as_trainer(config), create_decoder(config, config.model), batch_size, processes)
+    fields = pipelines(create_decoder(config, config.model), device)
+    loader = training_loader(config.data, fields, batch_size=batch_size, seed=seed, processes=processes)
     run = Run(
         Path(config.logging.folder),
         options(config, config.model),

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ffcv.fields.basics import IntDecoder
-from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import Tensor, nn
 
-from ..data.check import check_beton
 from ..errors import DataError
 from ..loader import Loader
 from ..operations import CenterCropRGBImageDecoder
 from ..progress import progress
+from ..training.datasets import open_labelled
+from ..training.loaders import pipelines
 from ..training.models import NormalizedModel, check_resolutions
 from .accuracy import Evaluation, evaluate
 from .calibration import rms_calibration_error
@@ -73,10 +72,7 @@ class ValidationSet:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._beton = path, check_beton(path)
-        missing = {"image", "label"} - self._beton.fields.keys()
-        if missing:
-            raise DataError(f"{path} has no field {' and no field '.join(sorted(missing))}")
+        self.path, self._beton = path, open_labelled(path)
         if self._beton.sidecar is None:
             raise DataError(f"{path}.json, which names the classes, is missing: write_dataset.py writes both")
         self.classes = self._beton.sidecar.classes
@@ -103,10 +99,7 @@ class ValidationSet:
             settings.num_workers,
             indices=rows.tolist(),
             drop_last=False,
-            pipelines={
-                "image": [CenterCropRGBImageDecoder((side, side), RATIO), ToTensor(), ToDevice(device), ToTorchImage()],
-                "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
-            },
+            pipelines=pipelines(CenterCropRGBImageDecoder((side, side), RATIO), device),
         )
 
     def foreground(self, boxes: Path | None, side: int) -> Foreground:

@@ -154,6 +154,11 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format=path.suffix[1:])
 
 
+def save_curves(folder: Path) -> None:
+    """Draw one run as `curves.png` in its folder."""
+    save(draw([read_run(folder)]), folder / "curves.png")
+
+
 def table(runs: Sequence[Run]) -> str:
     """A line for each run, aligned: accuracy, speed, training time, and the share of it that the loop waited.
 

@@ -216,6 +216,13 @@ class CropMixConfig:
         require(digits, "cropmix.number", "made of the digits 1 to 8", self.number)
         require(0 < self.mix_ratio < math.inf, "cropmix.mix_ratio", "> 0", self.mix_ratio)
 
+    def mix(self) -> dict[str, Any]:
+        """What the decoder takes of these, beside the scale: one crop, if not enabled."""
+        if not self.enabled:
+            return {"number": 1}
+        mixing = {"operation": self.operation, "mix_ratio": self.mix_ratio, "inter_aug": bool(self.inter_aug)}
+        return {"number": self.number, **mixing}
+
 
 @dataclass(kw_only=True, slots=True)
 class Config:

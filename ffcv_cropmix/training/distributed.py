@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import StringIO
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import usage_error
+from ..progress import progress
 from .config import DistConfig
+
+if TYPE_CHECKING:
+    from ..loader import Loader
 
 _SAME_SIGNAL = 5.0  # s
 
@@ -46,6 +51,14 @@ class Processes:
     def cores(self) -> int:
         """Of this process, of those that the machine allows it."""
         return max(1, len(os.sched_getaffinity(0)) // self.on_machine)
+
+    def workers(self, wanted: int | None) -> int:
+        """Threads of a loader: so many, if there are as many cores; None: all cores."""
+        return min(wanted or self.cores, self.cores)
+
+    def show(self, batches: Loader, name: str) -> Iterable[Any]:
+        """The batches; the first process shows how far they are."""
+        return progress(batches, len(batches), name) if self.first else batches
 
     def mean(self, value: Tensor) -> Tensor:
         """Over the processes, of a float tensor; in place."""
@@ -75,7 +88,7 @@ class Processes:
 
 
 def join(gpu: int, local: DistConfig | None = None) -> Processes:
-    """Choose the device, and join the other processes if torchrun started this one.
+    """Choose the device, give torch this process's cores, and join the others if torchrun started this one.
 
     Processes use nccl on GPUs, and gloo on CPUs.
 
@@ -92,7 +105,7 @@ def join(gpu: int, local: DistConfig | None = None) -> Processes:
             _start_again(local)
         if gpus and gpu >= gpus:
             usage_error(f"data.gpu={gpu}: there are {gpus} GPUs, numbered from 0")
-        return Processes(_use(gpu if gpus else None))
+        return _with_threads(Processes(_use(gpu if gpus else None)))
     local_rank, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if 0 < gpus < on_machine:
         usage_error(f"{on_machine} processes on this machine, which has {gpus} GPUs")
@@ -101,7 +114,12 @@ def join(gpu: int, local: DistConfig | None = None) -> Processes:
     atexit.register(dist.destroy_process_group)
     if dist.get_rank() > 0:
         sys.stdout = StringIO()  # the first one reports
-    return Processes(device, dist.get_rank(), dist.get_world_size(), on_machine)
+    return _with_threads(Processes(device, dist.get_rank(), dist.get_world_size(), on_machine))
+
+
+def _with_threads(processes: Processes) -> Processes:
+    torch.set_num_threads(processes.cores)
+    return processes
 
 
 def _use(gpu: int | None) -> torch.device:
@@ -140,6 +158,17 @@ def split_batch(batch_size: int, global_batch_size: int | None, processes: int) 
         raise ValueError(f"training.global_batch_size={global_batch_size} is not a multiple of {processes} processes")
     parts = next(parts for parts in range(-(-share // batch_size), share + 1) if share % parts == 0)
     return share // parts, parts
+
+
+def deal_step(batch_size: int, global_batch_size: int | None, *, images: int, processes: Processes) -> tuple[int, int]:
+    """`split_batch`, for a training set of so many images; what is wrong ends the program with one line."""
+    try:
+        at_once, parts = split_batch(batch_size, global_batch_size, processes.count)
+    except ValueError as error:
+        usage_error(str(error))
+    if at_once * parts * processes.count > images:
+        usage_error(f"{at_once * parts * processes.count} images a step are more than {images}, the whole training set")
+    return at_once, parts
 
 
 class StopSignal:

@@ -37,16 +37,21 @@ def create_loss(training: TrainingConfig) -> nn.Module:
     return loss
 
 
-def create_mixing(training: TrainingConfig, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def create_mixing(
+    num_classes: int, *, mixup: float = 0, cutmix: float = 0
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Images (N, 3, H, W) and labels (N,) to the same, or to mixed ones, float32, and shares of classes (N, C).
 
     This is mixup and cutmix between images, torchvision's. CropMix, which mixes crops of one image, is the decoder's.
+
+    Args:
+        mixup, cutmix: alpha of each, 0: off; with both, one of them is drawn for each batch.
     """
     kinds: list[nn.Module] = []
-    if training.mixup:
-        kinds.append(v2.MixUp(alpha=training.mixup, num_classes=num_classes))
-    if training.cutmix:
-        kinds.append(v2.CutMix(alpha=training.cutmix, num_classes=num_classes))
+    if mixup:
+        kinds.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+    if cutmix:
+        kinds.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
     if not kinds:
         return lambda images, labels: (images, labels)
 

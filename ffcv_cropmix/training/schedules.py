@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,13 @@ def cyclic_lr(position: float, *, lr: float, peak_epoch: float, epochs: int) -> 
     if position < peak_epoch:
         return lr * position / peak_epoch
     return lr * max(epochs - position, 0.0) / (epochs - peak_epoch)
+
+
+def cosine_lr(position: float, *, lr: float, warmup_epochs: float = 0, epochs: int) -> float:
+    """Linear from 0 up to `lr` at the end of the warm-up, then half a cosine down to 0 at the end of the run."""
+    if position < warmup_epochs:
+        return lr * position / warmup_epochs
+    return lr * (1 + math.cos(math.pi * (position - warmup_epochs) / (epochs - warmup_epochs))) / 2
 
 
 def step_lr(position: float, *, lr: float, step_ratio: float, step_length: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +86,6 @@ def _config(kind: Any, *options: str) -> Any:
     return parse_options(kind, options, prog="test", description="")
 
 
-@pytest.fixture
-def signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_pretraining_is_resumed_and_evaluated(
     data: list[str], tmp_path: Path, monkeypatch, capsys, signals: None
 ) -> None:
@@ -155,5 +146,5 @@ def test_neighbours_vote_for_their_colour(data: list[str]) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(images), 3)
 
-    assert pretrain.knn_accuracy(Colours(), *loaders, classes=3, neighbors=5, shown=False) == 100
-    assert pretrain.knn_accuracy(Nothing(), *loaders, classes=3, neighbors=48, shown=False) == pytest.approx(100 / 3)
+    assert pretrain.knn_accuracy(Colours(), *loaders, classes=3, neighbors=5) == 100
+    assert pretrain.knn_accuracy(Nothing(), *loaders, classes=3, neighbors=48) == pytest.approx(100 / 3)

@@ -51,13 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*chosen, "--data.num_workers=1", "--logging.tensorboard=0", "--logging.log_level=0"]
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Any:
-    """Puts back how they are handled."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 def _autoencoder(**options: Any) -> tuple[MaskedAutoencoder, torch.Tensor]:

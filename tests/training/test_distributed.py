@@ -41,8 +41,7 @@ def test_a_step_that_cannot_be_shared() -> None:
         split_batch(512, 4096, 3)
 
 
-def test_a_signal_is_kept_and_a_later_one_ends_the_process(monkeypatch) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def test_a_signal_is_kept_and_a_later_one_ends_the_process(monkeypatch, signals: None) -> None:
     stop = StopSignal(Processes(torch.device("cpu")))
     assert stop.agreed() == 0
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # as a scheduler and torchrun send it
@@ -53,8 +52,6 @@ def test_a_signal_is_kept_and_a_later_one_ends_the_process(monkeypatch) -> None:
     monkeypatch.setattr(os, "kill", lambda _, number: ended.append((number, signal.getsignal(number))))
     signal.raise_signal(signal.SIGINT)
     assert ended == [(signal.SIGINT, signal.SIG_DFL)]
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_each_step_has_random_numbers_of_its_own() -> None:

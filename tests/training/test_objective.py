@@ -34,14 +34,14 @@ def test_the_loss_that_was_asked_for() -> None:
 
 def test_nothing_is_mixed_unless_asked_for() -> None:
     images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
-    assert create_mixing(TrainingConfig(), 2)(images, labels) == (images, labels)
+    assert create_mixing(2)(images, labels) == (images, labels)
 
 
 @pytest.mark.parametrize("options", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
 def test_shares_of_labels_are_those_of_the_images(options: dict[str, float]) -> None:
     levels = torch.tensor([10, 60, 110, 160])
     images = levels.to(torch.uint8).view(4, 1, 1, 1).expand(4, 3, 32, 32).contiguous()
-    mix = create_mixing(TrainingConfig(**options), 4)
+    mix = create_mixing(4, **options)
     torch.manual_seed(0)
     kinds = set()
     for _ in range(20):

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,15 +140,6 @@ def test_same_seed_same_losses_and_evaluation_at_the_end_only(
         losses[name] = [line["train_loss"] for line in lines]
     assert losses["first"] == losses["again"]
     assert losses["first"] != losses["other"]
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """Puts back how they are handled."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 RESUMED = [
