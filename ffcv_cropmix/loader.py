@@ -146,7 +146,8 @@ class Loader(ffcv.loader.Loader):
         *: as in `ffcv.loader.Loader`.
 
     Raises:
-        DataError: the file cannot be read, is not a sound .beton (`check_beton`), or has no checksums to compare.
+        DataError: the file cannot be read, is not a sound .beton (`check_beton`), has no checksums to compare, or has
+            fewer samples than there are processes.
         ValueError: an argument is out of range; names it and the value.
         RuntimeError: the process is a fork of one in which numba's threads run, or they cannot serve two loaders.
     """
@@ -187,6 +188,10 @@ class Loader(ffcv.loader.Loader):
             self._rank, self._processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
             if seed is None:
                 seed = _common_seed()
+        rows = None if indices is None else _checked_indices(indices, samples)
+        chosen = samples if rows is None else len(rows)
+        if chosen < self._processes:
+            raise DataError(f"{fname}: {chosen} samples are not enough for {self._processes} processes: use fewer")
         self.failures: dict[int, DecodeError] = {}
         self.position = (0, 0)
         self._first_batch = 0
@@ -198,7 +203,7 @@ class Loader(ffcv.loader.Loader):
             order=order,
             distributed=False,  # its order of several processes is another than that of one: next_traversal_order
             seed=seed,
-            indices=None if indices is None else _checked_indices(indices, samples),
+            indices=rows,
             # FFCV takes the decoder out of the list, which would then lack it in the next loader
             pipelines={name: list(spec) if isinstance(spec, Sequence) else spec for name, spec in pipelines.items()},
             custom_fields=custom_fields,

@@ -361,6 +361,15 @@ def test_processes_share_the_samples(betons, tmp_path: Path) -> None:
         assert [label for turn in zip(*(labels for _, _, *labels in dealt)) for label in turn] == whole
 
 
+def test_more_processes_than_samples(betons, monkeypatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    options: dict = {"pipelines": {"image": None}, "distributed": True, "seed": 0, "drop_last": False}
+    assert len(Loader(betons["raw"], 4, indices=[1, 2, 3], **options)) == 1
+    with pytest.raises(DataError, match=r"raw.*: 2 samples are not enough for 3 processes: use fewer"):
+        Loader(betons["raw"], 4, indices=[1, 2], **options)
+
+
 QUIET = """
 import gc, sys, numba, torch
 threads = torch.get_num_threads()
