@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from io import TextIOWrapper
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -54,6 +54,7 @@ _PAGE_SIZE = 2**23  # bytes, FFCV's default
 _LARGEST_PAGE = 2**31
 
 _CHUNK_BYTES = 2**24  # of the pixels of a chunk: up to three chunks a worker are in memory
+_TURNS = 16  # chunks a worker, at least: so that all end at about the same time
 _TRIED = 64  # samples that tell how large the file will be, at most
 _READ_BACK = 64  # samples
 
@@ -123,6 +124,9 @@ def _write(
             continue
         mode, height, width, data, origin = sample
         if end // page_size < (end + len(data) - 1) // page_size:  # a sample lies in one page
+            file.flush()
+            page = end // page_size * page_size
+            os.posix_fadvise(file.fileno(), page, page_size, os.POSIX_FADV_DONTNEED)  # to the disk, while others work
             end = next_page(end)
         file.seek(end)
         file.write(data)
@@ -246,7 +250,7 @@ def convert(
         on_error: what becomes of an image that cannot be converted: "raise" a DataError, or "skip" it and say so in
             the file of `skipped_path`.
         num_workers: processes; None: as many as this one may use cores.
-        chunk_size: samples that a worker takes at a time, at most: fewer if they are large.
+        chunk_size: samples that a worker takes at a time, at most: fewer if they are large or few.
 
     Raises:
         DataError: an image cannot be converted (on_error="skip": none can), a worker died, or the file clearly does not
@@ -257,15 +261,19 @@ def convert(
     with replacing(path, sidecar_path(path), skipped_path(path)) as (file, sidecar_file, skipped_file):
         largest = _largest_sample(source, options)
         page_size = _page_size(largest)
-        chunk_size = max(1, min(chunk_size, _CHUNK_BYTES // largest))
-        some = [[index] for index in _drawn(count, min(_TRIED, max(8, count // 20)))]
-        chunks = [range(first, min(first + chunk_size, count)) for first in range(0, count, chunk_size)]
+        chunk_size = max(1, min(chunk_size, _CHUNK_BYTES // largest, count // (_TURNS * num_workers)))
+        drawn = _drawn(count, min(_TRIED, max(8, count // 20)))
+        others = np.setdiff1d(np.arange(count), drawn).tolist()
+        chunks = [others[first : first + chunk_size] for first in range(0, len(others), chunk_size)]
+        chunks = [[index] for index in drawn] + chunks
         with closing(
-            encode_all(source, [*some, *chunks], options, largest=page_size, on_error=on_error, num_workers=num_workers)
+            encode_all(source, chunks, options, largest=page_size, on_error=on_error, num_workers=num_workers)
         ) as encoded:
-            _check_space(path, count, [sample for (sample,) in islice(encoded, len(some))])
-            samples = progress(chain.from_iterable(encoded), count, path.name, "images")
-            done, tables = _write(file, source, samples, page_size)
+            tried = {index: sample for index, (sample,) in zip(drawn, encoded)}
+            _check_space(path, count, list(tried.values()))
+            rest = chain.from_iterable(encoded)
+            samples = (tried.pop(index) if index in tried else next(rest) for index in range(count))
+            done, tables = _write(file, source, progress(samples, count, path.name, "images"), page_size)
         _read_back(path, file, done.size, tables)
         write_sidecar(sidecar_file, _sidecar(source, options, done, tables))
         if done.skipped:

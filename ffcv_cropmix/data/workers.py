@@ -9,17 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import cv2
 from PIL import Image
+from xxhash import xxh64_digest
 
 from ..errors import DataError
 from .encode import Encoded, EncodeOptions, encode_file
-from .images import Source
+from .images import Source, read
 
 OnError = Literal["raise", "skip"]
 
@@ -35,20 +37,44 @@ def encode_chunk(chunk: list[tuple[int, Any]], options: EncodeOptions, largest: 
     return encoded
 
 
+def _without_file(sample: Encoded | str) -> Encoded | str:
+    """A JPEG file that is kept as its checksum: the parent reads it, in less time than a pipe takes."""
+    if isinstance(sample, str) or sample.origin != "file":
+        return sample
+    return sample._replace(data=xxh64_digest(sample.data))
+
+
+def _with_file(sample: Encoded | str, source: Source, index: int) -> Encoded | str:
+    """The same with its bytes.
+
+    Raises:
+        DataError: they are no longer those that were found sound.
+    """
+    if isinstance(sample, str) or sample.origin != "file":
+        return sample
+    data = b""
+    with suppress(OSError):
+        data = read(source.images[index])
+    if xxh64_digest(data) != sample.data:
+        raise DataError(f"{source.name(index)} was changed, or could not be read again: is something writing it?")
+    return sample._replace(data=data)
+
+
 def _work(pipe: Connection, options: EncodeOptions, largest: int) -> None:
     """A worker: chunks come in, encoded samples go out, until the parent is gone."""
     cv2.setNumThreads(1)
     Image.MAX_IMAGE_PIXELS = None  # a warning that would name no file
     try:
         while True:
-            pipe.send(encode_chunk(pipe.recv(), options, largest))
+            pipe.send([_without_file(sample) for sample in encode_chunk(pipe.recv(), options, largest)])
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
 
-def _start_workers(workers: dict[Connection, SpawnProcess], count: int, *arguments: Any) -> None:
+def _start_workers(workers: dict[Connection, BaseProcess], count: int, *arguments: Any) -> None:
     """Add processes, by the pipe to each. Ctrl-C is their parent's to handle, also while they start."""
-    context = multiprocessing.get_context("spawn")  # numba's threads, if there are any, do not survive a fork
+    context = multiprocessing.get_context("forkserver")  # numba's threads, if there are any, do not survive a fork
+    context.set_forkserver_preload([__name__])
     resource_tracker.ensure_running()  # by the first process otherwise, and it would unblock SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
     try:
@@ -83,7 +109,7 @@ def encode_all(
     given = 0
     at_work: dict[Connection, int] = {}  # numbers of chunks
     encoded: dict[int, list[Encoded | str]] = {}  # chunks that wait for their turn
-    workers: dict[Connection, SpawnProcess] = {}
+    workers: dict[Connection, BaseProcess] = {}
     try:
         _start_workers(workers, min(num_workers, len(chunks)), options, largest)
         for turn in range(len(chunks)):
@@ -103,7 +129,7 @@ def encode_all(
                         if isinstance(sample, str) and on_error == "raise":
                             raise DataError(f"{source.name(index)} cannot be converted: {sample}")
                     encoded[number] = result
-            yield encoded.pop(turn)
+            yield [_with_file(sample, source, index) for index, sample in zip(chunks[turn], encoded.pop(turn))]
     except (EOFError, OSError):  # of the pipe
         if not at_work:
             raise  # no process could be started

@@ -10,7 +10,9 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,7 @@ from PIL import Image
 from xxhash import xxh64_hexdigest, xxh64_intdigest
 
 from ffcv_cropmix.data import convert as module
+from ffcv_cropmix.data import workers as worker_module
 from ffcv_cropmix.data.convert import convert, estimate, skipped_path
 from ffcv_cropmix.data.encode import EncodeOptions, _uniform
 from ffcv_cropmix.data.images import Source
@@ -103,17 +106,34 @@ def test_a_sample_lies_in_one_page(tmp_path: Path, monkeypatch) -> None:
         assert read == [(k, True, 0) for k in range(40)]
 
 
-def test_pages_and_chunks_suit_the_largest_image(tmp_path: Path, monkeypatch) -> None:
-    given: list[tuple] = []
+def _chunks_given(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What `convert` gives to workers, from now on."""
+    given: list[list[int]] = []
     encode_all = module.encode_all
-    monkeypatch.setattr(
-        module, "encode_all", lambda *arguments, **more: given.append(arguments) or encode_all(*arguments, **more)
-    )
+
+    def spy(source: Source, chunks: list[list[int]], *arguments: Any, **options: Any) -> Any:
+        given.extend(chunks)
+        return encode_all(source, chunks, *arguments, **options)
+
+    monkeypatch.setattr(module, "encode_all", spy)
+    return given
+
+
+def test_pages_and_chunks_suit_the_largest_image(tmp_path: Path, monkeypatch) -> None:
+    given = _chunks_given(monkeypatch)
+    monkeypatch.setattr(module, "_TURNS", 1)
     Image.new("RGB", (2200, 2100)).save(tmp_path / "large.png")
-    source = Source(["x"], np.zeros(2, np.int64), [tmp_path / "large.png"] * 2)
+    source = Source(["x"], np.zeros(10, np.int64), [tmp_path / "large.png"] * 10)
     convert(source, tmp_path / "x.beton", EncodeOptions(write_mode="raw", max_resolution=0), num_workers=1)
     assert Reader(str(tmp_path / "x.beton")).page_size == 2**24
-    assert given[0][1][2:] == [range(0, 1), range(1, 2)]  # of 14 MB of pixels each
+    assert sorted(given) == [[index] for index in range(10)]  # of 14 MB of pixels each
+
+
+def test_workers_take_turns_and_no_image_twice(tmp_path: Path, monkeypatch) -> None:
+    given = _chunks_given(monkeypatch)
+    convert(_source(200), tmp_path / "x.beton", EncodeOptions(write_mode="raw"), num_workers=2)
+    assert max(map(len, given)) == 6  # a sixteenth of a worker's share
+    assert sorted(chain.from_iterable(given)) == list(range(200))
 
 
 def test_every_sample_and_the_tables_have_checksums(tmp_path: Path) -> None:
@@ -279,6 +299,19 @@ def test_a_killed_worker_ends_the_run(tmp_path: Path, busy: str) -> None:
     assert time.monotonic() - killed[0] < 5
 
 
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
+def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch, change: Any) -> None:
+    """Between the worker, which finds it sound, and the parent, which stores it."""
+    for index in range(3):
+        Image.fromarray(photo(index)).save(tmp_path / f"{index}.jpg")
+    files = [tmp_path / f"{index}.jpg" for index in range(3)]
+    read = worker_module.read
+    monkeypatch.setattr(worker_module, "read", lambda image: (image == files[1] and change(image), read(image))[1])
+    with pytest.raises(DataError, match=r"1\.jpg was changed, or could not be read again"):
+        convert(Source(["x"], np.zeros(3, np.int64), files), tmp_path / "x.beton", EncodeOptions(), num_workers=1)
+    assert not list(tmp_path.glob("*beton*"))
+
+
 def test_a_file_that_cannot_grow_is_an_error(tmp_path: Path) -> None:
     """As on a full disk, half way; the workers, which have more to do, are not waited for."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -298,12 +331,18 @@ def test_the_workers_end_with_their_parent(tmp_path: Path) -> None:
         target=convert, args=(source, tmp_path / "x.beton", EncodeOptions())
     )
     parent.start()
+
+    def below(pid: int) -> list[int]:
+        with suppress(OSError):  # it has ended
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            return [process for child in children for process in (int(child), *below(int(child)))]
+        return []
+
     workers: list[Path] = []
-    while len(workers) < 2 and parent.is_alive():  # multiprocessing's resource tracker, and a worker
+    while len(workers) < 3 and parent.is_alive():  # multiprocessing's resource tracker, its fork server, and a worker
         time.sleep(0.1)
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        workers = [Path(f"/proc/{child}/stat") for child in children]
-    assert len(workers) >= 2
+        workers = [Path(f"/proc/{process}/stat") for process in below(parent.pid or 0)]
+    assert len(workers) >= 3
     time.sleep(1)  # of work
     parent.kill()
     parent.join()
