@@ -2,7 +2,8 @@
 
 Each peer delivers batches of CropMix's images: two to four crops (drawn for each image) of distinct scales from 1 % of
 the image's area on, bilinear, mixed with mixup, channels permuted, half of them mirrored. Where one does less, its
-comment says so. The authors' numbers: scale 0.01, mix_ratio 0.4, number 234.
+comment says so. The authors' numbers: scale 0.01, mix_ratio 0.4, number 234. Peers whose label says so make one plain
+crop, RandomResizedCrop's, or two, as contrastive learning takes them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from ffcv.fields.rgb_image import IMAGE_MODES, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
 from ffcv.libffcv import imdecode, memcpy
+from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import RandomHorizontalFlip, ToTensor
@@ -31,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from ffcv_cropmix import CropMixRGBImageDecoder, Loader
+from ffcv_cropmix import CropMixRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ViewSpec
 from ffcv_cropmix.transforms import CropMix
 
 SCALE, MIX_RATIO, NUMBERS = 0.01, 0.4, (2, 3, 4)
@@ -87,19 +89,19 @@ class Peer:
 
 
 class _Images:
-    """Passes over a FFCV loader, without its tuples."""
+    """Passes over a FFCV loader: of each batch, what it makes first."""
 
     def __init__(self, loader: ffcv.loader.Loader) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for (images,) in self.loader:
+        for images, *_ in self.loader:
             yield images
 
 
-def _beton(job: Job, loader: type[ffcv.loader.Loader], *operations: Any) -> _Images:
+def _beton(job: Job, loader: type[ffcv.loader.Loader], *operations: Any, **further: PipelineSpec) -> _Images:
     others = ffcv.reader.Reader(str(job.beton)).field_names
-    pipelines = {**dict.fromkeys(others), "image": [*operations, ToTensor()]}
+    pipelines = {**dict.fromkeys(others), "image": [*operations, ToTensor()], **further}
     options: dict[str, Any] = {"batch_size": job.batch_size, "num_workers": job.num_workers, "indices": job.indices}
     return _Images(loader(str(job.beton), pipelines=pipelines, os_cache=True, drop_last=False, **options))
 
@@ -113,6 +115,15 @@ def _cropmix(**options: Any) -> Callable[[Job], _Images]:
 
 def _stock(job: Job) -> _Images:
     return _beton(job, ffcv.loader.Loader, RandomResizedCropRGBImageDecoder((job.side, job.side)))
+
+
+def _views(job: Job) -> _Images:
+    return _beton(job, Loader, MultiViewRGBImageDecoder([ViewSpec((job.side, job.side)) for _ in range(2)]))
+
+
+def _stock_views(job: Job) -> _Images:
+    first, second = (RandomResizedCropRGBImageDecoder((job.side, job.side)) for _ in range(2))
+    return _beton(job, ffcv.loader.Loader, first, second=PipelineSpec("image", second, [ToTensor()]))
 
 
 def _mix(composite, view, lam, first, second, third):
@@ -438,6 +449,8 @@ PEERS: dict[str, Peer] = {
     "cropmix-ycbcr": _ours('CropMix, decode="ycbcr"', ("jpg",), decode="ycbcr"),
     "cropmix-one": _ours("one crop, this package (number=1)", number=1, scale=0.08),
     STOCK: Peer("one crop, FFCV (RandomResizedCrop)", _stock, _BETONS),
+    "views": Peer("two crops of one decode, this package", _views, _BETONS),
+    "views-stock": Peer("two crops, FFCV (two pipelines, each decodes)", _stock_views, _BETONS),
     "naive": Peer("CropMix from FFCV's parts", _naive, _BETONS),
     AUTHORS: Peer("CropMix, the authors' algorithm (Pillow, DataLoader)", _authors, ("files",)),
     "transform": Peer("CropMix, transforms.CropMix (Pillow, DataLoader)", _transform, ("files",)),

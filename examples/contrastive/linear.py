@@ -6,65 +6,31 @@ python -m examples.contrastive.linear --weights=runs/moco/final_weights.pt \
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from .config import MAY_DIFFER, LinearConfig, parse_linear
+
+if __name__ == "__main__":
+    CONFIG = parse_linear()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
+
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from examples.contrastive.pretrain import MAY_DIFFER, create_backbone
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.evaluation.weights import read_weights
-from ffcv_cropmix.training.config import DataConfig, LoggingConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
 from ffcv_cropmix.training.distributed import deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
-from ffcv_cropmix.training.options import parse_options, require
 from ffcv_cropmix.training.run import Run
 
-
-@dataclass(kw_only=True, slots=True)
-class LinearConfig:
-    resolution: int = 224
-    """Side of the images, px"""
-    global_batch_size: int = 256
-    """Images a step, of all processes together"""
-    epochs: int = 100
-    """Passes over the training set"""
-    lr: float = 30
-    """Of the first epochs; times 0.1 at 60 % and at 80 % of them"""
-    seed: int = 0
-    """Of order and augmentation"""
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "global_batch_size", "epochs"):
-            require(getattr(self, name) >= 1, f"training.{name}", ">= 1", getattr(self, name))
-        require(0 < self.lr < math.inf, "training.lr", "> 0", self.lr)
+from .pretrain import create_backbone
 
 
-@dataclass(kw_only=True, slots=True)
-class Config:
-    """Everything that a run depends on."""
-
-    weights: str
-    """The backbone's, as pretrain.py leaves them"""
-    model: ModelConfig
-    """The network"""
-    data: DataConfig
-    """Where images come from"""
-    training: LinearConfig
-    """Optimisation"""
-    logging: LoggingConfig
-    """What the run leaves behind"""
-    resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
-
-
-def train(config: Config) -> None:
+def train(config: LinearConfig) -> None:
     """Train the classifier as `config` says, and print its accuracy."""
     training = config.training
     processes = join(config.data.gpu)
@@ -125,5 +91,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    about = "Linear evaluation of a pre-trained backbone."
-    run_program(lambda: train(parse_options(Config, prog="python -m examples.contrastive.linear", description=about)))
+    run_program(lambda: train(CONFIG))

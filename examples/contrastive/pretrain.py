@@ -8,10 +8,14 @@ README.md beside this says what it is, and what to expect.
 
 from __future__ import annotations
 
+from .config import MAY_DIFFER, PretrainConfig, parse_pretrain
+
+if __name__ == "__main__":
+    CONFIG = parse_pretrain()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
+
 import copy
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,94 +33,18 @@ from lightly.utils.benchmarking.knn import knn_predict
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from examples.contrastive.views import Augment, paste_boxes
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ToTorchViews, ViewSpec
 from ffcv_cropmix.errors import run_program, usage_error
 from ffcv_cropmix.training import compare
-from ffcv_cropmix.training.config import DataConfig, DistConfig, LoggingConfig, ModelConfig
+from ffcv_cropmix.training.config import DataConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, mixed_precision
-from ffcv_cropmix.training.options import Switch, parse_options, require
 from ffcv_cropmix.training.run import Run
 from ffcv_cropmix.training.schedules import cosine_lr
 
-MAY_DIFFER = frozenset(["resume", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu", "logging"])
-
-
-@dataclass(kw_only=True, slots=True)
-class QueryConfig:
-    enabled: Switch = 1
-    """The query is a mix of two crops, of 20 to 60 % and 60 to 100 % of the image; 0: one of 20 to 100 %, as the key"""
-    number: int = 2
-    """Crops of the query"""
-    operation: str = "one-way cutmix"
-    """Each is augmented on its own; then a box of the larger one is pasted into the smaller one"""
-
-    def __post_init__(self) -> None:
-        require(self.number == 2, "cropmix.number", "2", self.number)
-        require(self.operation == "one-way cutmix", "cropmix.operation", "one-way cutmix", self.operation)
-
-
-@dataclass(kw_only=True, slots=True)
-class MoCoConfig:
-    resolution: int = 224
-    """Side of the images, px"""
-    global_batch_size: int = 256
-    """Images a step, of all processes together"""
-    epochs: int = 100
-    """Passes over the training set"""
-    lr: float = 0.03
-    """Of the first step; it falls to 0 as half a cosine"""
-    momentum: float = 0.9
-    """SGD's"""
-    weight_decay: float = 1e-4
-    """L2 penalty, on all parameters"""
-    queue: int = 65536
-    """Keys that a query is compared with"""
-    key_momentum: float = 0.999
-    """Of the average of the weights that encodes the keys"""
-    temperature: float = 0.2
-    """Of the contrastive loss"""
-    neighbors: int = 200
-    """Of a validation image, that vote for its class, by cosine similarity"""
-    known: int = 20000
-    """Training images that are asked, at most"""
-    precision: str | None = None
-    """bf16 or fp32; null: bf16 on a GPU"""
-    distributed: Switch = 0
-    """Start dist.world_size processes on this machine; torchrun does the same without it"""
-    seed: int = 0
-    """Of weights, order and augmentation"""
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "global_batch_size", "epochs", "queue", "neighbors", "known"):
-            require(getattr(self, name) >= 1, f"training.{name}", ">= 1", getattr(self, name))
-        require(0 < self.lr < math.inf, "training.lr", "> 0", self.lr)
-        require(0 < self.temperature < math.inf, "training.temperature", "> 0", self.temperature)
-        require(0 <= self.key_momentum <= 1, "training.key_momentum", "in [0, 1]", self.key_momentum)
-        require(self.precision in (None, "bf16", "fp32"), "training.precision", "bf16 or fp32", self.precision)
-
-
-@dataclass(kw_only=True, slots=True)
-class Config:
-    """Everything that a run depends on. Sections that it shares with train_imagenet.py are the same."""
-
-    model: ModelConfig
-    """The network"""
-    data: DataConfig
-    """Where images come from; labels are for the validation only"""
-    cropmix: QueryConfig
-    """The query"""
-    training: MoCoConfig
-    """Optimisation"""
-    logging: LoggingConfig
-    """What the run leaves behind"""
-    dist: DistConfig
-    """Several processes"""
-    resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+from .views import Augment, paste_boxes
 
 
 class Queue:
@@ -159,7 +87,7 @@ def create_backbone(model: ModelConfig) -> ResNet:
     return network
 
 
-def pretrain(config: Config) -> None:
+def pretrain(config: PretrainConfig) -> None:
     """Pre-train as `config` says; leave log, checkpoint and the backbone's weights in `logging.folder`."""
     training = config.training
     processes = join(config.data.gpu, config.dist if training.distributed else None)
@@ -263,7 +191,7 @@ def knn_accuracy(
     return 100 * hits / total
 
 
-def create_train_loader(config: Config, batch_size: int, processes: Processes) -> Loader:
+def create_train_loader(config: PretrainConfig, batch_size: int, processes: Processes) -> Loader:
     """Batches of views, uint8 (N, 3, H, W) each: one or two crops for the query, and one for the key."""
     side = (config.training.resolution,) * 2
     scales = [(0.2, 0.6), (0.6, 1.0)] if config.cropmix.enabled else [(0.2, 1.0)]
@@ -290,7 +218,4 @@ def create_eval_loader(
 
 
 if __name__ == "__main__":
-    about = "MoCo v2 with CropMix on .beton files."
-    run_program(
-        lambda: pretrain(parse_options(Config, prog="python -m examples.contrastive.pretrain", description=about))
-    )
+    run_program(lambda: pretrain(CONFIG))

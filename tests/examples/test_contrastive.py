@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ pytest.importorskip("lightly")
 pytest.importorskip("kornia")
 
 from examples.contrastive import linear, pretrain
+from examples.contrastive.config import parse_linear, parse_pretrain
 from examples.contrastive.views import Augment, paste_boxes
 from ffcv_cropmix.data.convert import convert
 from ffcv_cropmix.data.encode import EncodeOptions
@@ -24,7 +24,6 @@ from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.training import run as run_module
 from ffcv_cropmix.training.distributed import Processes
-from ffcv_cropmix.training.options import parse_options
 
 
 def test_boxes_are_pasted_as_by_hand(monkeypatch) -> None:
@@ -82,15 +81,11 @@ TINY = [
 MOCO = [*TINY, "--training.queue=64", "--training.neighbors=5"]
 
 
-def _config(kind: Any, *options: str) -> Any:
-    return parse_options(kind, options, prog="test", description="")
-
-
 def test_pretraining_is_resumed_and_evaluated(
     data: list[str], tmp_path: Path, monkeypatch, capsys, signals: None
 ) -> None:
     def run(folder: str, *further: str) -> None:
-        pretrain.pretrain(_config(pretrain.Config, *MOCO, *data, f"--logging.folder={tmp_path / folder}", *further))
+        pretrain.pretrain(parse_pretrain([*MOCO, *data, f"--logging.folder={tmp_path / folder}", *further]))
 
     run("whole")
     seed_step = run_module.seed_step
@@ -113,17 +108,17 @@ def test_pretraining_is_resumed_and_evaluated(
 
     weights = tmp_path / "whole" / "final_weights.pt"
     options = [*TINY, *data, f"--weights={weights}", "--training.lr=1", f"--logging.folder={tmp_path / 'linear'}"]
-    linear.train(_config(linear.Config, *options))
+    linear.train(parse_linear(options))
     assert capsys.readouterr().out.splitlines()[-1].startswith("linear top-1 ")
     after = torch.load(weights)
     assert all(torch.equal(after[name], value) for name, value in whole.items())
     with pytest.raises(DataError, match="is not of resnet34"):
-        linear.train(_config(linear.Config, *options, "--model.arch=resnet34"))
+        linear.train(parse_linear([*options, "--model.arch=resnet34"]))
 
 
 @pytest.mark.parametrize(("enabled", "views"), [(1, 3), (0, 2)])
 def test_views_are_crops_of_the_images(data: list[str], enabled: int, views: int) -> None:
-    config = _config(pretrain.Config, *MOCO, *data, "--logging.folder=f", f"--cropmix.enabled={enabled}")
+    config = parse_pretrain([*MOCO, *data, "--logging.folder=f", f"--cropmix.enabled={enabled}"])
     loader = pretrain.create_train_loader(config, 16, Processes(torch.device("cpu")))
     for batch, *_ in loader:
         assert [view.shape for view in batch] == [(16, 3, 32, 32)] * views
@@ -132,7 +127,7 @@ def test_views_are_crops_of_the_images(data: list[str], enabled: int, views: int
 
 
 def test_neighbours_vote_for_their_colour(data: list[str]) -> None:
-    config = _config(pretrain.Config, *MOCO, *data, "--logging.folder=f").data
+    config = parse_pretrain([*MOCO, *data, "--logging.folder=f"]).data
     loaders = [
         pretrain.create_eval_loader(config, path, 8, Processes(torch.device("cpu")))
         for path in (config.train_dataset, config.val_dataset)
