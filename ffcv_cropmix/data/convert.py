@@ -263,16 +263,15 @@ def convert(
         page_size = _page_size(largest)
         chunk_size = max(1, min(chunk_size, _CHUNK_BYTES // largest, count // (_TURNS * num_workers)))
         drawn = _drawn(count, min(_TRIED, max(8, count // 20)))
-        others = np.setdiff1d(np.arange(count), drawn).tolist()
-        chunks = [others[first : first + chunk_size] for first in range(0, len(others), chunk_size)]
-        chunks = [[index] for index in drawn] + chunks
+        order = drawn + np.setdiff1d(np.arange(count), drawn).tolist()
+        chunks = [order[first : first + chunk_size] for first in range(0, count, chunk_size)]
         with closing(
             encode_all(source, chunks, options, largest=page_size, on_error=on_error, num_workers=num_workers)
         ) as encoded:
-            tried = {index: sample for index, (sample,) in zip(drawn, encoded)}
+            each = chain.from_iterable(encoded)
+            tried = dict(zip(drawn, each))
             _check_space(path, count, list(tried.values()))
-            rest = chain.from_iterable(encoded)
-            samples = (tried.pop(index) if index in tried else next(rest) for index in range(count))
+            samples = (tried.pop(index) if index in tried else next(each) for index in range(count))
             done, tables = _write(file, source, progress(samples, count, path.name, "images"), page_size)
         _read_back(path, file, done.size, tables)
         write_sidecar(sidecar_file, _sidecar(source, options, done, tables))
