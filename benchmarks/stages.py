@@ -7,7 +7,6 @@ next one in caches is the next one's. FFCV's loader, threads and writing into a 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from ffcv.reader import Reader
 
 from ffcv_cropmix import turbojpeg
-from ffcv_cropmix.errors import run_program
+from ffcv_cropmix.errors import Parser, run_program
 from ffcv_cropmix.kernels import render as rendering
 from ffcv_cropmix.kernels.coefficients import BILINEAR
 from ffcv_cropmix.kernels.jit import as_readonly, entry, jit
@@ -105,7 +104,7 @@ def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[0])
+    parser = Parser(description=(__doc__ or "").split(":")[0])
     parser.add_argument("--beton", type=Path, nargs="+", required=True, metavar="FILE", help="jpg or raw")
     parser.add_argument("--output_size", type=int, default=224, metavar="PX")
     parser.add_argument("--rounds", type=int, default=9)

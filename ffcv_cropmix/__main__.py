@@ -9,7 +9,9 @@ In a clone of the repository:
   python write_dataset.py                  images to a .beton file
   python train_imagenet.py                 train a classifier on two .beton files
   python examples/quickstart.py            from a folder of images to batches
-  make demo, make test, make bench         two small trainings; all tests; how fast, against others
+  examples/contrastive/, examples/mae/     MoCo v2, and a masked autoencoder: README.md there
+  make demo, make test                     two small trainings; all tests
+  make examples, make bench                contrastive and MAE at toy size; how fast, against others
 
 Anywhere:
   python -m ffcv_cropmix.verify            is a .beton file whole?

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class DataError(Exception):
@@ -22,7 +22,10 @@ def usage_error(message: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage, and status 2."""
+    """An argument parser without abbreviations, whose errors are one line, without the usage, and status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         usage_error(message)

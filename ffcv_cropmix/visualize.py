@@ -317,7 +317,7 @@ def _open_beton(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
         name = f"{path.name}, row {row}"
         if beton.sidecar and "label" in beton.fields:
             label = int(beton.column("label")[row])
-            name += f", {beton.sidecar.classes[label]}" if 0 <= label < len(beton.sidecar.classes) else ""
+            name += f", class {beton.sidecar.classes[label]}" if 0 <= label < len(beton.sidecar.classes) else ""
         try:
             raw = image["mode"] == IMAGE_MODES["raw"]
             pixels = data.reshape(image["height"], image["width"], 3) if raw else decode_rgb(data.tobytes())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ffcv_cropmix
+from ffcv_cropmix.errors import Parser
 
 
 def _runs(code: str) -> None:
@@ -27,6 +28,14 @@ def test_cropmix_needs_neither_ffcv_nor_torch() -> None:
         "from ffcv_cropmix import cropmix, sample_plan\n"
         "cropmix(np.zeros((9, 9, 3), np.uint8), sample_plan(9, 9), (2, 2))"
     )
+
+
+def test_options_are_not_abbreviated(capsys) -> None:
+    parser = Parser()
+    parser.add_argument("--metrics")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--metric=clean"])
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: unrecognized arguments: --metric=clean\n")
 
 
 def test_what_there_is_to_run() -> None:
