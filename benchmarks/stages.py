@@ -23,6 +23,7 @@ from ffcv_cropmix.kernels.coefficients import BILINEAR
 from ffcv_cropmix.kernels.jit import as_readonly, entry, jit
 from ffcv_cropmix.kernels.layers import collapse, new_layers
 from ffcv_cropmix.kernels.sampling import MIXUP, new_plan_arrays, sample
+from ffcv_cropmix.libturbojpeg import destroy_handle, new_handle
 from ffcv_cropmix.plan import sampling_options
 
 HEADER, DECODE, PLAN, RENDER = range(4)
@@ -47,16 +48,18 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
     render = render_of(loops)
 
     @entry
-    def loop(last, data, addresses, sizes, heights, widths, options, layers, plan, scratch, handle, buffers, out):
+    def loop(last, data, addresses, sizes, heights, widths, options, layers, plan, scratch, buffers, out):
         for k in range(len(addresses)):
             stored = data[addresses[k] : addresses[k] + sizes[k]]
             height, width = heights[k], widths[k]
             pixels = as_readonly(stored)
             if is_jpg:
                 if last == HEADER:
+                    handle = new_handle()
                     turbojpeg._check_header(handle, stored, height, width, buffers.header)
+                    destroy_handle(handle)
                     continue
-                turbojpeg.decode_jpeg(handle, stored, height, width, buffers)
+                turbojpeg.decode_jpeg(stored, height, width, buffers)
                 pixels = as_readonly(buffers.pixels)
             if last >= PLAN:
                 number, flip = sample(options, k, 0, 0, height, width, out.shape[0], out.shape[1], plan)
@@ -75,7 +78,6 @@ def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
     of_address = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist()))
     addresses, heights, widths = (metadata[name].astype(np.int64) for name in ("data_ptr", "height", "width"))
     sizes = np.array([of_address[address] for address in addresses.tolist()])
-    handle = turbojpeg.new_handle()
     fixed = (
         np.memmap(beton, np.uint8, mode="r"),
         addresses,
@@ -86,7 +88,6 @@ def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
         new_layers(),
         new_plan_arrays(),
         _new_scratch(BILINEAR, heights.max(), widths.max(), side, side),
-        handle,
         _new_buffers(int(((heights + 1) * (widths + 1)).max()), 0),
         np.empty((side, side, 3), np.uint8),
     )
@@ -98,7 +99,6 @@ def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
             started = time.perf_counter()
             loop(last, *fixed)
             times[step] = time.perf_counter() - started
-    turbojpeg.destroy_handle(handle)
     spent = np.diff(seconds[1:].min(axis=0), prepend=0) / len(addresses) * 1e6
     return dict(zip(STAGES, spent.tolist()))
 

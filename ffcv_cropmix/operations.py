@@ -182,7 +182,7 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
         )
 
     def render_sample(
-        code, data, mode, height, width, options, interpolation, index, epoch, handle, workspace, places, position
+        code, data, mode, height, width, options, interpolation, index, epoch, workspace, places, position
     ):
         plan, layers, jpeg = workspace.plan, workspace.layers, workspace.jpeg
         pixels, planes = data, False
@@ -200,12 +200,12 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
                     count, _, _ = draw(options[view], index, epoch, view, height, width, *size, plan, layers)
                     rows = max(rows, rows_needed(layers, count, interpolation, size[0]))
                 if planar:
-                    code = turbojpeg.decode_jpeg_planes(handle, data, height, width, rows, jpeg)
+                    code = turbojpeg.decode_jpeg_planes(data, height, width, rows, jpeg)
                     planes = code == turbojpeg.OK
                 if not planar or code == turbojpeg.NOT_420:
-                    code = turbojpeg.decode_jpeg_rows(handle, data, height, width, rows, jpeg)
+                    code = turbojpeg.decode_jpeg_rows(data, height, width, rows, jpeg)
             else:
-                code = turbojpeg.decode_jpeg(handle, data, height, width, jpeg)
+                code = turbojpeg.decode_jpeg(data, height, width, jpeg)
         else:
             code = _BAD_MODE
         for view in range(len(options)):
@@ -239,7 +239,7 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
     places = np.ones((1, 3), np.int64)
     workspace = numba.typeof(new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1))
     data, whole = types.Array(types.uint8, 1, "C", readonly=True), types.int64
-    arguments = (whole, data, *[whole] * 3, options_type, *[whole] * 4, workspace, numba.typeof(places), whole)
+    arguments = (whole, data, *[whole] * 3, options_type, *[whole] * 3, workspace, numba.typeof(places), whole)
     return new_workspace, compiled_once(render_sample, whole, *arguments)
 
 
@@ -268,7 +268,6 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
             workspace = new_workspace(
                 batch_indices, metadata, largest_file, interpolation, largest_height, largest_width
             )
-            handle = turbojpeg.new_handle()
             for position in range(chunk, count, chunks):
                 index = batch_indices[position]
                 field = metadata[index]
@@ -286,12 +285,10 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
                     interpolation,
                     _int(index),
                     epoch,
-                    handle,
                     workspace,
                     places,
                     position,
                 )
-            turbojpeg.destroy_handle(handle)
         if raises:  # here: inside the loop it would, silently, no longer run in parallel
             for position in range(count):
                 if codes[position] != 0:

@@ -22,11 +22,11 @@ from .libturbojpeg import (
     TJSAMP_420,
     decompress,
     decompress_to_planes,
+    destroy_handle,
     error_code,
+    new_handle,
     read_header,
 )
-from .libturbojpeg import destroy_handle as destroy_handle
-from .libturbojpeg import new_handle as new_handle
 
 OK, BAD_HEADER, OTHER_SIZE, BAD_DATA, NOT_420 = range(5)
 
@@ -56,6 +56,8 @@ def new_buffers(largest_area, largest_file):
 
 @jit
 def _check_header(handle, data, height, width, header):
+    for k in range(4):  # of a file with tables only, it reports success and leaves them as they were
+        header[k] = 0
     at = header.ctypes.data
     if read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
         return BAD_HEADER
@@ -96,11 +98,45 @@ def _shorten(data, rows, height, buffers):
 
 
 @jit
-def decode_jpeg(handle, data, height, width, buffers):
-    """Decode a JPEG into buffers.pixels, as RGB rows.
+def _decode_with(handle, data, height, width, rows, planar, buffers):
+    code = _check_header(handle, data, height, width, buffers.header)
+    if code != OK:
+        return code
+    if planar and (buffers.header[2] != TJSAMP_420 or buffers.header[3] != TJCS_YCBCR):
+        return NOT_420
+    source, last = data.ctypes.data, height
+    shortened = _shorten(data, rows + 2, height, buffers)  # the rows of colours above and below make up a row's
+    if shortened:
+        source, last = buffers.shortened.ctypes.data, rows + 2
+    pixels = buffers.pixels.ctypes.data
+    if planar:
+        half_height, half_width = (height + 1) // 2, (width + 1) // 2
+        buffers.planes[0] = pixels
+        buffers.planes[1] = pixels + 4 * half_height * half_width
+        buffers.planes[2] = buffers.planes[1] + half_height * half_width
+        result = decompress_to_planes(handle, source, data.size, buffers.planes.ctypes.data, width, 0, last, FLAGS)
+    else:
+        result = decompress(handle, source, data.size, pixels, width, 0, last, TJPF_RGB, FLAGS)
+    if result != 0:
+        return OK if shortened and error_code(handle) != TJERR_FATAL else BAD_DATA
+    return OK
+
+
+@jit
+def _decode(data, height, width, rows, planar, buffers):
+    # A handle for each JPEG. It keeps the tables of the JPEG before, which one without tables would be decoded with,
+    # and after an error in a header it refuses all that follow. A new one takes 0.2 us.
+    handle = new_handle()
+    code = _decode_with(handle, data, height, width, rows, planar, buffers)
+    destroy_handle(handle)
+    return code
+
+
+@jit
+def decode_jpeg(data, height, width, buffers):
+    """Decode a JPEG into buffers.pixels, as RGB rows. What was decoded before makes no difference.
 
     Args:
-        handle: from `new_handle`, of one thread.
         data: uint8 (n,), the JPEG file.
         height, width: the size that the JPEG must have, px.
 
@@ -108,35 +144,20 @@ def decode_jpeg(handle, data, height, width, buffers):
         OK, or what is wrong: BAD_HEADER (not a JPEG), OTHER_SIZE, BAD_DATA (damaged, or not RGB or gray); the pixels
         then are anything.
     """
-    code = _check_header(handle, data, height, width, buffers.header)
-    if code != OK:
-        return code
-    source, target = data.ctypes.data, buffers.pixels.ctypes.data
-    if decompress(handle, source, data.size, target, width, 0, height, TJPF_RGB, FLAGS) != 0:
-        return BAD_DATA
-    return OK
+    return _decode(data, height, width, height, False, buffers)
 
 
 @jit
-def decode_jpeg_rows(handle, data, height, width, rows, buffers):
+def decode_jpeg_rows(data, height, width, rows, buffers):
     """`decode_jpeg` of the first `rows` rows, at least; what is decoded is the same to the bit.
 
     As the library takes what is left of the file for damage, real damage is not noticed.
     """
-    code = _check_header(handle, data, height, width, buffers.header)
-    if code != OK:
-        return code
-    source, last = data.ctypes.data, height
-    shortened = _shorten(data, rows + 2, height, buffers)  # 2: see decode_jpeg_planes
-    if shortened:
-        source, last = buffers.shortened.ctypes.data, rows + 2
-    if decompress(handle, source, data.size, buffers.pixels.ctypes.data, width, 0, last, TJPF_RGB, FLAGS) != 0:
-        return OK if shortened and error_code(handle) != TJERR_FATAL else BAD_DATA
-    return OK
+    return _decode(data, height, width, rows, False, buffers)
 
 
 @jit
-def decode_jpeg_planes(handle, data, height, width, rows, buffers):
+def decode_jpeg_planes(data, height, width, rows, buffers):
     """Decode a JPEG's planes into buffers.pixels: at least the first `rows` rows, colours at half the resolution.
 
     The planes follow each other: luma with rows of `width` rounded up to an even number, blue, red with half of that.
@@ -144,19 +165,4 @@ def decode_jpeg_planes(handle, data, height, width, rows, buffers):
     Returns:
         As `decode_jpeg_rows` does, or NOT_420: it has no such planes; buffers.pixels are as they were.
     """
-    code = _check_header(handle, data, height, width, buffers.header)
-    if code != OK:
-        return code
-    if buffers.header[2] != TJSAMP_420 or buffers.header[3] != TJCS_YCBCR:
-        return NOT_420
-    source, last = data.ctypes.data, height
-    shortened = _shorten(data, rows + 2, height, buffers)  # the rows of colours above and below make up a row's
-    if shortened:
-        source, last = buffers.shortened.ctypes.data, rows + 2
-    half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    buffers.planes[0] = buffers.pixels.ctypes.data
-    buffers.planes[1] = buffers.planes[0] + 4 * half_height * half_width
-    buffers.planes[2] = buffers.planes[1] + half_height * half_width
-    if decompress_to_planes(handle, source, data.size, buffers.planes.ctypes.data, width, 0, last, FLAGS) != 0:
-        return OK if shortened and error_code(handle) != TJERR_FATAL else BAD_DATA
-    return OK
+    return _decode(data, height, width, rows, True, buffers)

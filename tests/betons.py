@@ -71,13 +71,14 @@ def payload(path: Path, index: int) -> tuple[int, int]:
 
 
 def damaged(path: Path, copy: Path, index: int, damage: str) -> Path:
-    """A copy of the file with one sample damaged: its data, or "column.field=value" or "column=value"."""
+    """A copy of the file with one sample damaged: its data, one of jpegs.DAMAGES, or "column[.field]=value"."""
+    from tests.jpegs import DAMAGES  # not for the process that writes
+
     address, size = payload(path, index)
     content = bytearray(path.read_bytes())
-    if damage == "no JPEG":
-        content[address : address + 2] = b"no"
-    elif damage == "truncated":
-        content[address + size // 2 : address + size] = bytes(size - size // 2)
+    if damage in DAMAGES:
+        changed = DAMAGES[damage](bytes(content[address : address + size]))
+        content[address : address + size] = changed[:size].ljust(size, b"\0")
     elif damage == "another JPEG":
         other_address, other_size = payload(path, index + 1)
         taken = content[other_address : other_address + other_size][:size]

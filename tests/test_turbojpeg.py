@@ -36,27 +36,25 @@ def jpeg(kind: str) -> np.ndarray:
 
 
 @entry
-def _decode(handle, data, height, width, buffers):
-    return turbojpeg.decode_jpeg(handle, data, height, width, buffers)
+def _decode(data, height, width, buffers):
+    return turbojpeg.decode_jpeg(data, height, width, buffers)
 
 
 @entry
-def _decode_rows(handle, data, height, width, rows, buffers):
-    return turbojpeg.decode_jpeg_rows(handle, data, height, width, rows, buffers)
+def _decode_rows(data, height, width, rows, buffers):
+    return turbojpeg.decode_jpeg_rows(data, height, width, rows, buffers)
 
 
 @entry
-def _decode_planes(handle, data, height, width, rows, buffers):
-    return turbojpeg.decode_jpeg_planes(handle, data, height, width, rows, buffers)
+def _decode_planes(data, height, width, rows, buffers):
+    return turbojpeg.decode_jpeg_planes(data, height, width, rows, buffers)
 
 
 def decode(function, data: np.ndarray, *arguments: int) -> tuple[int, np.ndarray]:
     """What a function returns, and its pixels: 255 where it left them alone."""
     buffers = turbojpeg.new_buffers((HEIGHT + 1) * (WIDTH + 1), data.size)
     buffers.pixels[:] = 255
-    handle = turbojpeg.new_handle()
-    code = function(handle, data, *arguments, buffers)
-    turbojpeg.destroy_handle(handle)
+    code = function(data, *arguments, buffers)
     return code, buffers.pixels
 
 

@@ -12,6 +12,7 @@ import pytest
 from ffcv_cropmix import verify
 from ffcv_cropmix.errors import run_program
 from tests.betons import COUNT, damaged
+from tests.jpegs import DAMAGES
 
 DIFFERS = "its data are not those that were written: their checksum differs"
 
@@ -65,6 +66,15 @@ def test_damaged_samples(run, betons, sealed, tmp_path: Path) -> None:
     result = json.loads(out)
     assert result["damaged"] == [{"index": 30, "label": "30 (class 30)", "cause": DIFFERS}]
     assert (result["samples"], result["decoded"], result["checksums"]) == (COUNT, COUNT, True)
+
+
+def test_damage_does_not_spread(run, betons, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.beton"
+    shutil.copy(betons["jpg"], path)
+    for index, damage in enumerate(DAMAGES, 8):
+        damaged(path, path, index, damage)
+    result = json.loads(run(path, "--full", "--json", "--num_workers=1")[1])
+    assert [sample["index"] for sample in result["damaged"]] == list(range(8, 8 + len(DAMAGES)))
 
 
 def test_the_summary_is_one_screen() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 from io import BytesIO
 from typing import Literal, NamedTuple
@@ -137,18 +138,25 @@ def _is_turned(data: bytes) -> bool:
         return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
-@cache
-def _handle() -> int:
-    return libturbojpeg.new_handle()
+@contextmanager
+def _new_handle() -> Iterator[int]:
+    """For one call: a handle keeps the tables of the JPEG before, and after an error refuses all that follow."""
+    handle = libturbojpeg.new_handle()
+    try:
+        yield handle
+    finally:
+        libturbojpeg.destroy_handle(handle)
 
 
 def _read_header(data: bytes) -> tuple[int, int, int] | None:
     """Height, width and colour space of a JPEG; None if there is anything to complain of."""
-    stored, header = np.frombuffer(data, np.uint8), np.empty(4, np.int32)
+    stored, header = np.frombuffer(data, np.uint8), np.zeros(4, np.int32)
     at = header.ctypes.data
-    if libturbojpeg.read_header(_handle(), stored.ctypes.data, len(data), at, at + 4, at + 8, at + 12) != 0:
-        return None
-    return int(header[1]), int(header[0]), int(header[3])
+    with _new_handle() as handle:
+        if libturbojpeg.read_header(handle, stored.ctypes.data, len(data), at, at + 4, at + 8, at + 12) != 0:
+            return None
+    width, height, _, color = header.tolist()
+    return (height, width, color) if height else None  # of a file with tables only, it reports success
 
 
 def _decompress(data: bytes, pixels: np.ndarray, pixel_format: int, flags: int) -> bool:
@@ -156,7 +164,8 @@ def _decompress(data: bytes, pixels: np.ndarray, pixel_format: int, flags: int) 
     stored = np.frombuffer(data, np.uint8)
     height, width = pixels.shape[:2]
     at = (stored.ctypes.data, len(data), pixels.ctypes.data)
-    return not libturbojpeg.decompress(_handle(), *at, width, 0, height, pixel_format, flags)
+    with _new_handle() as handle:
+        return not libturbojpeg.decompress(handle, *at, width, 0, height, pixel_format, flags)
 
 
 def _is_sound(data: bytes, height: int, width: int) -> bool:

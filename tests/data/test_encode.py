@@ -18,6 +18,7 @@ from ffcv_cropmix.data.convert import convert
 from ffcv_cropmix.data.encode import Encoded, EncodeOptions, encode, encode_file
 from ffcv_cropmix.data.images import Source, decode_rgb
 from tests.betons import payload, photo, stored_image
+from tests.jpegs import DAMAGES
 
 
 @pytest.mark.parametrize("write_mode", ["raw", "jpg"])
@@ -178,6 +179,44 @@ def test_a_damaged_jpeg_is_encoded_anew_if_pillow_can_decode_it() -> None:
         _stored(data[: len(data) // 2])
     with pytest.raises(ValueError, match="no image that Pillow can read"):
         _stored(data[:20])
+
+
+def _outcome(data: bytes) -> Encoded | str:
+    try:
+        return _stored(data)
+    except Exception as error:  # whatever Pillow trips over
+        return str(error)
+
+
+def test_what_was_read_before_makes_no_difference() -> None:
+    sound, progressive, optimized = (
+        _jpeg(PHOTO, **options) for options in ({}, {"progressive": True}, {"optimize": True, "quality": 30})
+    )
+    damages = {**DAMAGES, "standard Huffman tables": lambda data: data.replace(b"\xff\xc4", b"\xff\xef")}
+    first = {}
+    for name, damage in damages.items():
+        first[name] = _outcome(damage(sound))
+        assert _stored(progressive).origin == "file", name
+    for name, damage in reversed(damages.items()):
+        assert _stored(optimized).origin == "file", name  # its tables are not those of the others
+        assert _outcome(damage(sound)) == first[name], name
+    taken = {name: outcome.origin for name, outcome in first.items() if not isinstance(outcome, str)}
+    assert taken == {
+        "arithmetic": "damaged file",
+        "a marker in the data": "damaged file",
+        "standard Huffman tables": "file",  # Motion JPEG lacks them
+    }
+
+
+def test_one_damaged_jpeg_is_one_damaged_sample(tmp_path: Path) -> None:
+    files = [damage(_jpeg(PHOTO)) for damage in DAMAGES.values() for _ in range(2)]
+    files[1::2] = [_jpeg(PHOTO, quality=50 + k) for k in range(len(DAMAGES))]
+    source = Source(["x"], np.zeros(len(files), np.int64), files)
+    betons = [tmp_path / "one.beton", tmp_path / "two.beton"]
+    for workers, (beton, chunk_size) in enumerate(zip(betons, (100, 3)), 1):
+        done = convert(source, beton, EncodeOptions(), on_error="skip", num_workers=workers, chunk_size=chunk_size)
+        assert (done.kept, done.damaged, len(done.skipped)) == (len(DAMAGES), 2, len(DAMAGES) - 2)
+    assert betons[0].read_bytes() == betons[1].read_bytes()
 
 
 def test_a_sample_that_no_page_has_room_for_is_refused() -> None:

@@ -1,0 +1,50 @@
+"""JPEG files with one thing wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def _at(data: bytes, marker: int) -> int:
+    """Where a marker segment begins."""
+    return data.index(bytes((0xFF, marker)))
+
+
+def _with(data: bytes, at: int, value: int) -> bytes:
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+def _flipped(data: bytes, at: int, bits: int) -> bytes:
+    return _with(data, at, data[at] ^ bits)
+
+
+def _renamed(data: bytes, old: int, new: int) -> bytes:
+    """All segments of a marker under another marker."""
+    return data.replace(bytes((0xFF, old)), bytes((0xFF, new)))
+
+
+SOF0, DHT, DQT, SOS = 0xC0, 0xC4, 0xDB, 0xDA
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "no JPEG": lambda data: b"xx" + data[2:],
+    "height 0": lambda data: _with(_with(data, _at(data, SOF0) + 5, 0), _at(data, SOF0) + 6, 0),
+    "width 0": lambda data: _with(_with(data, _at(data, SOF0) + 7, 0), _at(data, SOF0) + 8, 0),
+    "12 bits": lambda data: _with(data, _at(data, SOF0) + 4, 12),
+    "5 components": lambda data: _with(data, _at(data, SOF0) + 9, 5),
+    "sampling factor 0": lambda data: _with(data, _at(data, SOF0) + 11, 0),
+    "lossless": lambda data: _renamed(data, SOF0, 0xC3),
+    "JPEG-LS": lambda data: _renamed(data, SOF0, 0xF7),
+    "arithmetic": lambda data: _renamed(data, SOF0, 0xC9),
+    "a bit of DQT": lambda data: _flipped(data, _at(data, DQT) + 4, 4),
+    "a bit of DHT": lambda data: _flipped(data, _at(data, DHT) + 5, 0x80),
+    "a bit of SOS": lambda data: _flipped(data, _at(data, SOS) + 5, 0x40),
+    "a length": lambda data: _with(data, _at(data, DQT) + 2, 0xF0),
+    "second SOI": lambda data: data[:20] + b"\xff\xd8" + data[20:],
+    "second SOI at the end": lambda data: data[:-2] + b"\xff\xd8" + data[-2:],
+    "second SOF": lambda data: data[: _at(data, SOS)] + data[_at(data, SOF0) : _at(data, DHT)] + data[_at(data, SOS) :],
+    "no quantization tables": lambda data: _renamed(data, DQT, 0xEF),
+    "tables only": lambda data: data[: _at(data, SOF0)] + b"\xff\xd9",
+    "cut in the header": lambda data: data[: _at(data, SOF0) + 8],
+    "truncated": lambda data: data[: len(data) // 2],
+    "a marker in the data": lambda data: data[: len(data) // 2] + b"\xff\xd3" + data[len(data) // 2 :],
+}
