@@ -35,6 +35,7 @@ from ffcv_cropmix.training.models import (
     check_resolutions,
     choose_precision,
     create_network,
+    create_sgd,
     estimate_bytes,
     mixed_precision,
     parameter_groups,
@@ -71,12 +72,8 @@ def train(config: Config) -> None:
     model = create_model(config, classes, resolutions, processes)
     average = average_weights(model.network, training.ema_decay) if training.ema_decay else None
     evaluated = NormalizedModel(average.module).to(device) if average else model
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, training.weight_decay, bn_wd=bool(training.bn_wd)),
-        lr=config.lr.lr,
-        momentum=training.momentum,
-        fused=True,
-    )
+    groups = parameter_groups(model, training.weight_decay, bn_wd=bool(training.bn_wd))
+    optimizer = create_sgd(groups, config.lr.lr, momentum=training.momentum)
     lr_at = lr_schedule(config.lr, training.epochs, images_a_step)
     loss_of = create_loss(training)
     mix = create_mixing(classes, mixup=training.mixup, cutmix=training.cutmix)

@@ -24,7 +24,7 @@ from ffcv_cropmix.evaluation.weights import read_weights
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
 from ffcv_cropmix.training.distributed import deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
-from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
+from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_sgd, mixed_precision
 from ffcv_cropmix.training.run import Run
 
 from .pretrain import create_backbone
@@ -51,7 +51,7 @@ def train(config: LinearConfig) -> None:
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     trained = processes.wrap(classifier)
-    optimizer = torch.optim.SGD(classifier.parameters(), training.lr, momentum=0.9, fused=True)
+    optimizer = create_sgd(classifier.parameters(), training.lr, momentum=0.9)
 
     side = (training.resolution,) * 2
     decoder = CropMixRGBImageDecoder(side, scale=0.08, number=1, flip_probability=0.5, seed=training.seed)

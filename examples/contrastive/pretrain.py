@@ -40,7 +40,7 @@ from ffcv_cropmix.training.config import DataConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_dataset, count_classes
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader
-from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, mixed_precision
+from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, create_sgd, mixed_precision
 from ffcv_cropmix.training.run import Run
 from ffcv_cropmix.training.schedules import cosine_lr
 
@@ -106,8 +106,8 @@ def pretrain(config: PretrainConfig) -> None:
     deactivate_requires_grad(key)
     trained = processes.wrap(query)
     loss_of = NTXentLoss(training.temperature, (training.queue, 128), gather_distributed=processes.count > 1).to(device)
-    optimizer = torch.optim.SGD(
-        query.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay, fused=True
+    optimizer = create_sgd(
+        query.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
     augment = Augment(training.resolution).to(device)
     run = Run(

@@ -79,7 +79,8 @@ class LrConfig:
     reference_batch_size: int | None = None
     """Images a step that lr.lr is for: it is multiplied by the images of a step / this; null: it is not"""
     lr_schedule_type: Literal["cyclic", "step"] = "cyclic"
-    """cyclic: linear up to lr_peak_epoch, linear to 0 at the end; step: times step_ratio every step_length epochs"""
+    """cyclic: linear up to lr_peak_epoch, linear to 0 at the end; step: times step_ratio every step_length epochs, in a
+    line over the epoch before, and to 0 over the last epoch, as in ffcv-imagenet"""
     lr_peak_epoch: float = 2
     """cyclic: epochs until the peak; beyond the run it moves to the middle"""
     step_ratio: float = 0.1
@@ -137,9 +138,9 @@ class TrainingConfig:
     momentum: float = 0.9
     """Momentum"""
     weight_decay: float = 4e-5
-    """L2 penalty; not on normalisation layers and biases, see bn_wd"""
+    """L2 penalty; not on normalisation layers, biases and what timm exempts (tokens, positions, scales), see bn_wd"""
     bn_wd: Switch = 0
-    """Weight decay on normalisation layers and biases as well"""
+    """Weight decay on all parameters"""
     epochs: int = 30
     """Passes over the training set"""
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"

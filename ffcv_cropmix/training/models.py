@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -97,7 +98,8 @@ def check_arch(arch: str) -> None:
             import timm
         except ImportError:
             raise ValueError(f"model.arch: {arch} needs timm, which is not installed: pip install timm") from None
-        library, known = "timm", [_TIMM + name for name in timm.list_models()]
+        names = {*timm.list_models(), *timm.list_pretrained()}  # list_pretrained's have tags: resnet18.a1_in1k
+        library, known = "timm", sorted(_TIMM + name for name in names)
     if arch not in known:
         close = difflib.get_close_matches(arch, known, n=3)
         hint = f"close to it: {', '.join(close)}" if close else f"known are {', '.join(known)}"
@@ -180,19 +182,47 @@ def check_resolutions(model: NormalizedModel, resolutions: Iterable[int]) -> Non
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = False) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser: no weight decay on normalisation layers and biases, unless `bn_wd`."""
-    exempt = {
+    """Split the parameters into two groups for an optimiser: with and without weight decay.
+
+    The rule is timm's: no weight decay on parameters of at most one dimension, on biases, and on those that the
+    network's own `no_weight_decay()` names (patterns allowed), such as tokens and position embeddings. Normalisation
+    layers have none either, whatever their dimensions.
+
+    Args:
+        model: a network, or a `NormalizedModel` around one.
+        weight_decay: of the first group; the second one has 0.
+        bn_wd: put all parameters into the first group.
+    """
+    network = model.network if isinstance(model, NormalizedModel) else model
+    named = getattr(network, "no_weight_decay", set)()
+    normalizing = {
         parameter
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if isinstance(module, _NORM_LAYERS) or name.endswith("bias")
+        for module in network.modules()
+        if isinstance(module, _NORM_LAYERS)
+        for parameter in module.parameters(recurse=False)
     }
-    if bn_wd:
-        exempt = set()
-    return [
-        {"params": [p for p in model.parameters() if p not in exempt], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p in exempt], "weight_decay": 0.0},
-    ]
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for name, parameter in network.named_parameters():
+        small = parameter.ndim <= 1 or name.rpartition(".")[2] == "bias" or parameter in normalizing
+        exempt = small or any(fnmatch(name, pattern) for pattern in named)
+        groups[exempt and not bn_wd].append(parameter)
+    return [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (weight_decay, 0.0))]
+
+
+def create_sgd(params: Iterable[Any], lr: float, *, momentum: float, weight_decay: float = 0.0) -> torch.optim.SGD:
+    """Fused SGD whose momentum starts at zero: the first step is the same as torch's.
+
+    Torch allocates the momentum of a fused optimiser at its first step and leaves it uninitialised if a `GradScaler`
+    skips that step, as it does whenever its first scale is too high.
+
+    Args:
+        params: parameters or groups of them, as `torch.optim.SGD` takes them.
+    """
+    optimizer = torch.optim.SGD(params, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    for group in optimizer.param_groups if momentum else ():
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def average_weights(network: nn.Module, decay: float) -> AveragedModel:

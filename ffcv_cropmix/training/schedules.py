@@ -29,9 +29,18 @@ def cosine_lr(position: float, *, lr: float, warmup_epochs: float = 0, epochs: i
     return lr * (1 + math.cos(math.pi * (position - warmup_epochs) / (epochs - warmup_epochs))) / 2
 
 
-def step_lr(position: float, *, lr: float, step_ratio: float, step_length: int) -> float:
-    """`lr` times `step_ratio` for every `step_length` epochs that are done."""
-    return lr * step_ratio ** (position // step_length)
+def step_lr(position: float, *, lr: float, step_ratio: float, step_length: int, epochs: int) -> float:
+    """`lr` times `step_ratio` for every `step_length` epochs done, with ffcv-imagenet's ramps.
+
+    As there, the rate moves in a line, within each epoch, from the epoch's value to the next one's: the drop takes the
+    epoch before it, and in the last epoch the rate falls to 0.
+    """
+
+    def start(epoch: int) -> float:
+        return lr * step_ratio ** (epoch // step_length) if epoch < epochs else 0.0
+
+    epoch = math.floor(position)
+    return start(epoch) + (start(epoch + 1) - start(epoch)) * (position - epoch)
 
 
 def lr_schedule(config: LrConfig, epochs: int, images: int) -> Callable[[float], float]:
@@ -44,7 +53,8 @@ def lr_schedule(config: LrConfig, epochs: int, images: int) -> Callable[[float],
     """
     lr = config.lr * images / (config.reference_batch_size or images)
     if config.lr_schedule_type == "step":
-        return lambda position: step_lr(position, lr=lr, step_ratio=config.step_ratio, step_length=config.step_length)
+        steps = {"step_ratio": config.step_ratio, "step_length": config.step_length}
+        return lambda position: step_lr(position, lr=lr, epochs=epochs, **steps)
     peak_epoch = config.lr_peak_epoch
     if peak_epoch >= epochs:
         peak_epoch = epochs / 2

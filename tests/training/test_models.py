@@ -17,7 +17,9 @@ from ffcv_cropmix.training.models import (
     check_arch,
     check_resolutions,
     create_network,
+    create_sgd,
     estimate_bytes,
+    mixed_precision,
     parameter_groups,
 )
 
@@ -108,6 +110,69 @@ def test_layer_norm_and_group_norm_are_norm_layers() -> None:
     assert len(exempt["params"]) == 7
 
 
+@pytest.mark.parametrize(
+    "arch",
+    [
+        *("vit_b_16", "swin_v2_t", "convnext_tiny", "timm/vit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"),
+        *("timm/convnextv2_atto", "timm/beit_base_patch16_224", "timm/cait_xxs24_224", "timm/xcit_nano_12_p16_224"),
+        *("timm/poolformer_s12", "timm/resnet18", "timm/resmlp_12_224"),
+    ],
+)
+def test_weight_decay_is_as_timm_has_it(arch: str) -> None:
+    optim = pytest.importorskip("timm.optim")
+    with torch.device("meta"):
+        network = create_network(arch, 10)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    skipped = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    theirs = optim.param_groups_weight_decay(network, 1e-4, no_weight_decay_list=skipped)
+    for model in (network, NormalizedModel(network)):
+        for group in parameter_groups(model, 1e-4):
+            [expected] = [other["params"] for other in theirs if other["weight_decay"] == group["weight_decay"]]
+            assert {names[parameter] for parameter in group["params"]} == {names[parameter] for parameter in expected}
+
+
+def test_tokens_and_patterns_that_the_network_names_have_no_weight_decay() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.scale = nn.Parameter(torch.zeros(1, 1, 4)), nn.Parameter(torch.zeros(4))
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def no_weight_decay(self) -> set[str]:
+            return {"token", "blocks.1.*"}
+
+    network = Network()
+    decayed, exempt = parameter_groups(network, 1.0)
+    assert decayed["params"] == [network.blocks[0].weight]
+    assert len(exempt["params"]) == 5
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.001])
+def test_a_first_step_that_overflows_is_only_skipped(lr: float) -> None:
+    junk = [torch.full((64,), 1e30) for _ in range(2000)]  # what uninitialised memory holds
+    del junk
+    losses = {}
+    for precision in ("fp32", "fp16"):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+        optimizer = create_sgd(parameter_groups(network, 1e-4), lr, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", 2.0**30, enabled=precision == "fp16")  # too high: steps are skipped
+        losses[precision], scale = [], scaler.get_scale()
+        while len(losses[precision]) < 20:
+            with mixed_precision(torch.device("cpu"), precision):
+                inputs = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
+                loss = nn.functional.cross_entropy(network(inputs), torch.arange(32) % 3)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            if scaler.get_scale() >= scale:  # not skipped
+                losses[precision].append(loss.item())
+            scale = scaler.get_scale()
+    assert scale < 2.0**30
+    assert losses["fp16"] == pytest.approx(losses["fp32"], abs=5e-3)
+
+
 def test_bn_wd_decays_everything() -> None:
     network = create_network("resnet18", 10)
     decayed, exempt = parameter_groups(network, 1e-4, bn_wd=True)
@@ -164,8 +229,13 @@ def test_timm_is_named_where_it_is_missing(monkeypatch) -> None:
 def test_timms_architectures() -> None:
     pytest.importorskip("timm")
     assert create_network("timm/resnet18", 7).eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
-    with pytest.raises(ValueError, match="timm has no architecture 'timm/resnet81'; close to it: timm/resnet"):
-        check_arch("timm/resnet81")
+    tagged = ("timm/resnet18.a1_in1k", "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    for arch in tagged:
+        check_arch(arch)
+    assert create_network(tagged[0], 7).fc.out_features == 7
+    for wrong, close in (("timm/resnet81", "timm/resnet"), ("timm/resnet18.a1_in2k", "timm/resnet18.a1_in1k")):
+        with pytest.raises(ValueError, match=f"timm has no architecture '{wrong}'; close to it: .*{close}"):
+            check_arch(wrong)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from ffcv_cropmix.training.config import LrConfig, ResolutionConfig
@@ -22,10 +24,15 @@ def test_cyclic_peak_at_the_start_only_decays() -> None:
     assert [lr_at(epoch) for epoch in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
-@pytest.mark.parametrize(("position", "expected"), [(0, 0.1), (29.99, 0.1), (30, 0.05), (59.5, 0.05), (60, 0.025)])
-def test_step_drops_every_step_length(position: float, expected: float) -> None:
-    config = LrConfig(lr=0.1, lr_schedule_type="step", step_ratio=0.5, step_length=30)
-    assert lr_schedule(config, epochs=90, images=512)(position) == pytest.approx(expected)
+def test_step_is_ffcv_imagenets_ramp_within_each_epoch() -> None:
+    """Its values for the start of an epoch, and numpy.interp to the next one's."""
+    config = LrConfig(lr=0.8, lr_schedule_type="step", step_ratio=0.5, step_length=3)
+    lr_at = lr_schedule(config, epochs=8, images=512)
+    starts = [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2, 0]
+    for epoch, (start, end) in enumerate(itertools.pairwise(starts)):
+        for share in (0, 0.25, 0.5, 0.9):
+            assert lr_at(epoch + share) == pytest.approx(start + (end - start) * share)
+    assert lr_at(8) == 0
 
 
 def test_the_rate_is_for_the_reference_batch() -> None:
