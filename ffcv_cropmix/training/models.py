@@ -194,7 +194,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = Fal
         bn_wd: put all parameters into the first group.
     """
     network = model.network if isinstance(model, NormalizedModel) else model
-    named = getattr(network, "no_weight_decay", set)()
+    named: Iterable[str] = getattr(network, "no_weight_decay", list)()
     normalizing = {
         parameter
         for module in network.modules()

@@ -7,8 +7,10 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ..errors import usage_error
@@ -49,9 +51,9 @@ def _shorten(message: str, types: dict[str, Any]) -> str:
     mistyped = re.search(r'^Parser key "([\w.]+)":(?:.|\n)*(?:Got value|Given value): (.*)', message)
     if mistyped and mistyped[1] in types:
         return f"{mistyped[1]}: expected {_type_name(types[mistyped[1]])}, got {mistyped[2]!r}"
-    unknown = re.match(r"unrecognized arguments: --([\w.]+)|Group '(\w+)' does not accept option '(\w+)'", message)
-    if unknown:
-        name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
+    unknown = re.match(r"unrecognized arguments: --([^=\s]+)|Group '(\w+)' does not accept option '([^']+)'", message)
+    name = unknown and (unknown[1] or f"{unknown[2]}.{unknown[3]}")
+    if name and name not in types:
         close = difflib.get_close_matches(name, types, n=3, cutoff=0.8)
         return f"there is no option {name}" + (f"; close to it: {', '.join(close)}" if close else "")
     return message
@@ -63,6 +65,39 @@ def _type_name(hint: Any) -> str:
     if get_args(hint):
         return " or ".join(_type_name(part) for part in get_args(hint))
     return "null" if hint is type(None) else hint.__name__
+
+
+def _check_files(arguments: Sequence[str], sections: Sequence[str]) -> None:
+    """End the program with one line if a file of options is not UTF-8, or has a key twice: YAML keeps the last."""
+    options = {"--config-file", "--config", *(f"--{section}" for section in sections)}
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        name, given, path = argument.partition("=")
+        path = path if given else following
+        if name not in options or not Path(path).is_file():
+            continue
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            for key, line, first in _repeated(yaml.compose(text)):
+                usage_error(f"{path}: {key} is in line {line} and, before it, in line {first}: keep one of them")
+        except UnicodeDecodeError as error:
+            usage_error(f"{path} is not UTF-8, in which YAML is written: {error.reason} at byte {error.start}")
+        except (OSError, yaml.YAMLError):
+            pass  # jsonargparse says so
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
+    """The keys that a YAML document has twice, a section's "section.key" too, and the lines of both, from 1."""
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int, int]]:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if name in lines:
+                yield name, line, lines[name]
+            lines[name] = line
+            yield from walk(value, f"{name}.")
+
+    yield from walk(node, "")
 
 
 def _file_first(arguments: Sequence[str] | None) -> list[str]:
@@ -82,7 +117,8 @@ def _file_first(arguments: Sequence[str] | None) -> list[str]:
 def parse_options(kind: type[T], arguments: Sequence[str] | None = None, *, prog: str, description: str) -> T:
     """Read `--config-file FILE` and then dotted overrides such as `--training.epochs=1` (default: the command line's).
 
-    What is wrong (key, type, range) ends the program with status 2 and one line on stderr.
+    What is wrong (key, type, range) ends the program with status 2 and one line on stderr. A path may start with ~, for
+    the home directory.
 
     Args:
         kind: a dataclass; its fields may be dataclasses. Docstrings under fields are the help.
@@ -94,11 +130,20 @@ def parse_options(kind: type[T], arguments: Sequence[str] | None = None, *, prog
     parser.kind = kind
     parser.add_argument("--config-file", "--config", action="config", help="YAML file; options after it override it")
     parser.add_class_arguments(kind)
-    options = parser.parse_args(_file_first(arguments))
+    arguments = _file_first(arguments)
+    sections = [name for name, hint in get_type_hints(kind).items() if is_dataclass(hint)]
+    _check_files(arguments, sections)
+    options = parser.parse_args(arguments)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint) and not isinstance(options[name], Namespace):
+    for name in sections:
+        if not isinstance(options[name], Namespace):
             usage_error(f"{name}: expected a section of options, got {options[name]!r}")
+    for name, value in list(options.items()):
+        if isinstance(value, str) and value.startswith("~"):  # the shell expands it only at the start of an argument
+            try:
+                options[name] = str(Path(value).expanduser())
+            except RuntimeError:
+                usage_error(f"{name}: there is no home directory {value.partition('/')[0]}")
     try:
         options = parser.instantiate(options)
         return kind(**{name: options[name] for name in names})

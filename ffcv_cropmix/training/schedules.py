@@ -53,8 +53,9 @@ def lr_schedule(config: LrConfig, epochs: int, images: int) -> Callable[[float],
     """
     lr = config.lr * images / (config.reference_batch_size or images)
     if config.lr_schedule_type == "step":
-        steps = {"step_ratio": config.step_ratio, "step_length": config.step_length}
-        return lambda position: step_lr(position, lr=lr, epochs=epochs, **steps)
+        return lambda position: step_lr(
+            position, lr=lr, step_ratio=config.step_ratio, step_length=config.step_length, epochs=epochs
+        )
     peak_epoch = config.lr_peak_epoch
     if peak_epoch >= epochs:
         peak_epoch = epochs / 2

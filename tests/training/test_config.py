@@ -283,6 +283,9 @@ def _refused(arguments: list[str], capsys) -> str:
         ("--validation.resolution=0", "validation.resolution must be >= 1 px, got 0"),
         ("--dist.port=0", "dist.port must be in 1 to 65535, got 0"),
         ("--training.epoch=3", "there is no option training.epoch; close to it: training.epochs"),
+        ("--training.batch-size=3", "there is no option training.batch-size; close to it: training.batch_size"),
+        ("--lr.lr-peak-epoch=3", "there is no option lr.lr-peak-epoch; close to it: lr.lr_peak_epoch"),
+        ("--resume=~nobody-has-this-name/c.pt", "resume: there is no home directory ~nobody-has"),
         ("--config=missing.yaml", "missing.yaml"),
     ],
 )
@@ -306,6 +309,53 @@ def test_wrong_files_are_answered_in_one_line(text: str, message: str, capsys, t
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
     assert message in _refused([f"--config={file}", *REQUIRED], capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: {lr: 1}\ntraining: {epochs: 3}\nlr: {lr_peak_epoch: 1}", "lr is in line 3 and, before it, in line 1"),
+        ("training:\n  epochs: 3\n  seed: 1\n  epochs: 3", "training.epochs is in line 4 and, before it, in line 2"),
+        ("training: {seed: 1, seed: 2}", "training.seed is in line 1 and, before it, in line 1"),
+        ("training.seed: 1\ntraining: {seed: 2}", "training.seed is in line 2 and, before it, in line 1"),
+        ("resume: auto\nresume: other.pt", "resume is in line 2 and, before it, in line 1"),
+        (b"logging: {folder: caf\xe9}", "is not UTF-8, in which YAML is written: invalid continuation byte at byte 21"),
+        ("lr: {lr: 1}".encode("utf-16"), "is not UTF-8, in which YAML is written: invalid start byte at byte 0"),
+    ],
+)
+def test_files_that_would_be_misread_are_refused(text: str | bytes, message: str, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    for arguments in ([f"--config={file}"], ["--config-file", str(file)]):
+        assert _refused([*arguments, *REQUIRED], capsys).startswith(f"{file}")
+        assert message in _refused([*arguments, *REQUIRED], capsys)
+
+
+def test_a_section_may_be_a_file_of_its_own_and_is_checked(capsys, tmp_path: Path) -> None:
+    file = tmp_path / "training.yaml"
+    file.write_text("epochs: 3\nseed: 1")
+    assert parse_config([f"--training={file}", *REQUIRED]).training.epochs == 3
+    file.write_text("epochs: 3\nepochs: 4")
+    assert "epochs is in line 2 and, before it, in line 1" in _refused([f"--training={file}", *REQUIRED], capsys)
+
+
+def test_anchors_and_other_scripts_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "logging: {folder: läufe/訓練}\nvalidation: &sizes {batch_size: 8}\ntraining: {<<: *sizes, epochs: 2}",
+        encoding="utf-8-sig",
+    )
+    config = parse_config([f"--config={file}", "--data.train_dataset=t", "--data.val_dataset=v"])
+    assert (config.logging.folder, config.training.batch_size, config.training.epochs) == ("läufe/訓練", 8, 2)
+
+
+def test_paths_may_start_at_the_home_directory(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {train_dataset: ~/t.beton, val_dataset: a/~/v}\nlogging: {folder: ~/run}")
+    config = parse_config([f"--config={file}", "--resume=~/run/checkpoint.pt"])
+    paths = [config.data.train_dataset, config.data.val_dataset, config.logging.folder, config.resume]
+    assert paths == ["/home/me/t.beton", "a/~/v", "/home/me/run", "/home/me/run/checkpoint.pt"]
 
 
 def test_missing_options_are_named(capsys) -> None:
