@@ -59,7 +59,9 @@ def _check_header(handle, data, height, width, header):
     for k in range(4):  # of a file with tables only, it reports success and leaves them as they were
         header[k] = 0
     at = header.ctypes.data
-    if read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
+    result = read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12)
+    unusual = header[2] < 0 and error_code(handle) == TJERR_FATAL  # a sampling without a name, which it decodes
+    if result != 0 and not unusual:
         return BAD_HEADER
     if header[0] != width or header[1] != height:  # decoding reports success, and shears the image
         return OTHER_SIZE

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
 
 
 def _at(data: bytes, marker: int) -> int:
@@ -48,3 +53,39 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda data: data[: len(data) // 2],
     "a marker in the data": lambda data: data[: len(data) // 2] + b"\xff\xd3" + data[len(data) // 2 :],
 }
+
+
+def sampled(factors: Sequence[tuple[int, int]], height: int, width: int) -> bytes:
+    """A JPEG of random plain blocks with components of these (horizontal, vertical) sampling factors."""
+    random = np.random.default_rng(0)
+    file = BytesIO()
+    Image.new("L", (8, 8)).save(file, "JPEG", quality=90)
+    header = file.getvalue()
+    blocks = factors if len(factors) > 1 else [(1, 1)]  # a scan of one component is not interleaved
+    most = [max(sides) for sides in zip(*blocks)]
+    units = -(-width // (8 * most[0])) * -(-height // (8 * most[1]))
+    values, bits = [0] * len(factors), ""
+    for _ in range(units):
+        for component, (horizontal, vertical) in enumerate(blocks):
+            for _ in range(horizontal * vertical):
+                value = int(random.integers(-70, 70))
+                difference, values[component] = value - values[component], value
+                size = abs(difference).bit_length()  # its code in the standard table, the bits, and: the rest is zero
+                bits += ("00", "010", "011", "100", "101", "110", "1110", "11110", "111110")[size]
+                bits += f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}" if size else ""
+                bits += "1010"
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    numbers = range(1, len(factors) + 1)
+    frame = b"".join(bytes((number, 16 * h + v, 0)) for number, (h, v) in zip(numbers, factors))
+    scan = b"".join(bytes((number, 0)) for number in numbers)
+    count = bytes([len(factors)])
+    return b"".join(
+        [
+            header[: _at(header, SOF0)],
+            struct.pack(">HHBHH", 0xFF00 + SOF0, 8 + len(frame), 8, height, width) + count + frame,
+            header[_at(header, DHT) : _at(header, SOS)],
+            struct.pack(">HH", 0xFF00 + SOS, 6 + len(scan)) + count + scan + bytes((0, 63, 0)),
+            data + b"\xff\xd9",
+        ]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ffcv_cropmix import turbojpeg
 from ffcv_cropmix.kernels.jit import entry
 from ffcv_cropmix.turbojpeg import BAD_DATA, BAD_HEADER, NOT_420, OK, OTHER_SIZE
 from tests.betons import photo
+from tests.jpegs import sampled
 
 IMAGE = photo(20)
 HEIGHT, WIDTH, _ = IMAGE.shape
@@ -24,11 +26,17 @@ KINDS = {
     "restart markers": {"restart_marker_rows": 1, "subsampling": "4:2:0"},
     "optimized": {"optimize": True, "subsampling": "4:2:0"},
     "progressive": {"progressive": True, "subsampling": "4:2:0"},
+    "3x1": {"factors": [(3, 1), (1, 1), (1, 1)]},
+    "4x2": {"factors": [(4, 2), (1, 1), (1, 1)]},
+    "a sampling for each": {"factors": [(2, 2), (2, 1), (1, 2)]},
     "with a profile": {"icc_profile": b"\xff\xc0" * 100, "subsampling": "4:2:0"},
 }
 
 
+@cache
 def jpeg(kind: str) -> np.ndarray:
+    if "factors" in KINDS[kind]:
+        return np.frombuffer(sampled(**KINDS[kind], height=HEIGHT, width=WIDTH), np.uint8)
     file = io.BytesIO()
     image = Image.fromarray(IMAGE)
     (image.convert("L") if kind == "gray" else image).save(file, "JPEG", quality=90, **KINDS[kind])

@@ -18,7 +18,7 @@ from ffcv_cropmix.data.convert import convert
 from ffcv_cropmix.data.encode import Encoded, EncodeOptions, encode, encode_file
 from ffcv_cropmix.data.images import Source, decode_rgb
 from tests.betons import payload, photo, stored_image
-from tests.jpegs import DAMAGES
+from tests.jpegs import DAMAGES, sampled
 
 
 @pytest.mark.parametrize("write_mode", ["raw", "jpg"])
@@ -94,6 +94,17 @@ KEPT: dict[str, Callable[[], bytes]] = {
     "turned by a tag": lambda: _oriented(6),
     "with something behind it": lambda: _jpeg(PHOTO) + b"\xff\xd8something",
     "two images": lambda: _jpeg(PHOTO, format="MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]),
+    **{
+        " ".join(f"{h}x{v}" for h, v in factors): lambda factors=factors: sampled(factors, *PHOTO.shape[:2])
+        for factors in (
+            [(3, 1), (1, 1), (1, 1)],
+            [(1, 3), (1, 1), (1, 1)],
+            [(4, 2), (1, 1), (1, 1)],
+            [(2, 2), (2, 1), (1, 2)],
+            [(1, 1), (2, 2), (2, 2)],
+            [(2, 2)],
+        )
+    },
     "one pixel": lambda: _jpeg(photo(0)),
 }
 
@@ -179,6 +190,8 @@ def test_a_damaged_jpeg_is_encoded_anew_if_pillow_can_decode_it() -> None:
         _stored(data[: len(data) // 2])
     with pytest.raises(ValueError, match="no image that Pillow can read"):
         _stored(data[:20])
+    with pytest.raises(OSError, match="broken"):
+        _stored(sampled([(3, 1), (2, 1), (1, 1)], *PHOTO.shape[:2]))  # libjpeg enlarges by whole numbers
 
 
 def _outcome(data: bytes) -> Encoded | str:
@@ -224,7 +237,7 @@ def test_a_sample_that_no_page_has_room_for_is_refused() -> None:
         _stored(KEPT["4:2:0"](), largest=999)
 
 
-@pytest.mark.parametrize("kind", ["4:2:0", "4:4:4", "gray", "RGB, not YCbCr", "progressive"])
+@pytest.mark.parametrize("kind", ["4:2:0", "4:4:4", "gray", "RGB, not YCbCr", "progressive", "3x1 1x1 1x1"])
 def test_what_is_shrunk_is_decoded_as_pillow_does(kind: str) -> None:
     data = KEPT[kind]()
     pixels = module._decode(data, *PHOTO.shape[:2])
@@ -252,7 +265,7 @@ def test_an_eighth_of_the_size_tells_what_all_of_it_would(kind: str) -> None:
         code = libturbojpeg.decompress(
             handle, stored.ctypes.data, stored.size, pixels.ctypes.data, width, 0, height, 0, libturbojpeg.FLAGS
         )
-        assert module._is_sound(changed, height, width) == (code == 0)
+        assert module._is_sound(changed, height, width, header[3]) == (code == 0)
         sound.append(code == 0)
     libturbojpeg.destroy_handle(handle)
     assert 9 < sum(sound) < len(sound) - 9
