@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .data.images import to_rgb
 from .functional import cropmix
 from .plan import Operation, check_size, sample_plan, sampling_options
 
@@ -57,13 +58,27 @@ class CropMix:
         self._mix(Image.new("RGB", (2, 2)), seed=0)  # compiles, once: before workers are started
 
     def __call__(self, image: Image.Image) -> Any:
-        """A PIL image of any mode and size to float32 (3, height, width) in [0, 1], then `post_aug` of it."""
+        """Mix crops of an image.
+
+        Args:
+            image: a PIL image of any size and mode; `data.images.to_rgb` says how modes other than RGB are converted.
+                16-bit gray: `ImageFolder(..., loader=Image.open)`, as torchvision's own loader clips it to white.
+
+        Returns:
+            float32 (3, height, width) in [0, 1], or what `post_aug` makes of that.
+
+        Raises:
+            TypeError: it is no PIL image.
+            ValueError: it has no pixels, or levels that `to_rgb` refuses.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"CropMix takes a PIL image, got {type(image).__name__}: convert it with to_pil_image")
         mixed = self._mix(image, seed=int(torch.randint(2**62, ())))
         tensor = torch.from_numpy(mixed).permute(2, 0, 1).contiguous().div(255)
         return tensor if self.post_aug is None else self.post_aug(tensor)
 
     def _mix(self, image: Image.Image, seed: int) -> np.ndarray:
-        array = np.asarray(image.convert("RGB"))
+        array = np.asarray(to_rgb(image))
         plan = sample_plan(*array.shape[:2], output_size=self.size, seed=seed, **self.options)
         return cropmix(array, plan, self.size)
 

@@ -102,3 +102,29 @@ CropMix(0.5, 0.4, 2, 0, False, None, 8)(Image.new("RGB", (9, 9)))
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F", "1", "P", "LA", "RGBA", "CMYK"])
+def test_other_modes_as_the_writer_converts_them(mode: str, recwarn) -> None:
+    gray = Image.fromarray(photo(20)).convert("L")
+    if mode in ("I;16", "I;16B", "I"):
+        levels = np.asarray(gray).astype(int) * 256 + 7
+        image = Image.frombytes(
+            mode, gray.size, levels.astype({"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]).tobytes()
+        )
+    else:
+        image = gray.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(range(256))
+    transform = CropMix(0.01, 0.4, 2, 0, False, None, size=24)
+    torch.manual_seed(0)
+    mixed = transform(image)
+    torch.manual_seed(0)
+    expected = transform(gray.convert("1") if mode == "1" else gray)
+    assert torch.equal(mixed, expected)
+    assert not recwarn.list
+
+
+def test_what_is_no_image() -> None:
+    with pytest.raises(TypeError, match="takes a PIL image, got Tensor"):
+        CropMix(0.01, 0.4, 2, 0, False)(torch.zeros(3, 9, 9))

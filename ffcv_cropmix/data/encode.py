@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, UnidentifiedImageError
 
 from .. import libturbojpeg
-from .images import ImageFile, decode_rgb, read
+from .images import ImageFile, decode_rgb, orientation, read
 
 JPG, RAW = 0, 1
 _LARGEST_SIDE = {JPG: 65_500, RAW: 65_535}  # px: libjpeg's limit, that of a <u2
@@ -134,8 +134,11 @@ def _may_be_kept(index: int, height: int, width: int, options: EncodeOptions) ->
 
 
 def _is_turned(data: bytes) -> bool:
-    with Image.open(BytesIO(data)) as opened:
-        return opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            return orientation(opened) > 1
+    except UnidentifiedImageError:
+        return False
 
 
 @contextmanager

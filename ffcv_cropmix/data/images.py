@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 
 class Part(NamedTuple):
@@ -79,19 +79,69 @@ def decode_rgb(data: bytes, exif_transpose: bool = False) -> np.ndarray:
     except UnidentifiedImageError:  # its message would name a BytesIO
         raise ValueError("it is no image that Pillow can read") from None
     with opened:
-        return np.asarray(to_rgb(ImageOps.exif_transpose(opened) if exif_transpose else opened))
+        rgb = to_rgb(opened)
+        method = _TRANSPOSES.get(orientation(opened)) if exif_transpose else None
+        return np.asarray(rgb if method is None else rgb.transpose(method))
+
+
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What shows an image upright, by its EXIF orientation. `ImageOps.exif_transpose` also writes the EXIF data anew."""
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image, 1 to 8: 1, upright, if it has none that can be read."""
+    try:
+        number = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever Pillow trips over in the bytes
+        return 1
+    return int(number) if number in _TRANSPOSES else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: transparency is dropped, 16-bit gray is scaled to 8 bits (Pillow clips it).
+    """Convert an image of any Pillow mode to RGB.
 
-    "I" has 32 bits; their range is a guess, but for the 16-bit files that some Pillow versions read so. "F" is clipped.
+    Transparency is dropped. Gray levels of more than 8 bits are scaled to 8 bits, where Pillow clips them: modes I;16,
+    I;16B, I;16L by their number of bits; I, which may have 32 bits, as 16 bits if it comes from a PNG or PGM file or
+    has a level above 255. Levels of F are taken as they are.
+
+    Raises:
+        ValueError: levels of I are outside 0 to 65535; or levels of F outside 0 to 255, or all of them in 0 to 1 (which
+            may mean black to white, or black).
     """
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if image.mode != "I" or image.format in ("PNG", "PPM") or levels.max(initial=0) > 255:
-            levels = levels >> 8
-        return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_gray(image)).convert("RGB")
     if "transparency" in image.info:  # Pillow warns of palettes with it
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _gray(image: Image.Image) -> np.ndarray:
+    """The levels of an image of mode I;16, I;16B, I;16L, I or F with 8 bits, (height, width) uint8."""
+    levels = np.asarray(image)
+    low, high = (levels.min(), levels.max()) if levels.size else (0, 0)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "F":
+        if not -0.5 <= low <= high < 255.5:  # nor NaN
+            raise ValueError(
+                f"its floating-point levels are of {low:g} to {high:g}, not of 0 to 255: save it as 8 bits"
+            )
+        if 0 < high <= 1:
+            raise ValueError("its floating-point levels are of 0 to 1, or too dark to tell: save it as 8 or 16 bits")
+        levels = np.rint(levels)
+    elif image.mode != "I":
+        levels = levels >> (tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 8)
+    elif not 0 <= low <= high < 2**16:
+        raise ValueError(f"its levels are of {low} to {high}, not of 0 to 65535: save it as 8 or 16 bits")
+    elif image.format in ("PNG", "PPM") or high > 255:
+        levels = levels >> 8
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # 0 is white: of these modes, Pillow ignores it
+        levels = 255 - levels
+    return levels.astype(np.uint8)
