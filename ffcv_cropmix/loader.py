@@ -8,118 +8,40 @@ from . import patches  # noqa: F401
 # isort: split
 import math
 import os
-import time
 import warnings
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from queue import Empty, Full
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import ffcv.loader
 import numba
 import numpy as np
 import torch
+from ffcv.fields import IntField
 from ffcv.fields.base import Field
 from ffcv.loader import OrderOption
-from ffcv.loader.epoch_iterator import EpochIterator, select_buffer
 from ffcv.loader.loader import DEFAULT_OS_CACHE, ORDER_TYPE
+from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.operation import Operation
-from ffcv.reader import Reader
-from ffcv.traversal_order import QuasiRandom, Sequential
+from ffcv.traversal_order import QuasiRandom, Random, Sequential
+from ffcv.traversal_order.base import TraversalOrder
+from ffcv.traversal_order.quasi_random import generate_order_inner
 from numba.core import config
 
-from .data.check import Beton, check_beton
+from .data.check import check_beton
+from .data.memory import MappedFile, PageCache, physical_memory
+from .data.reader import Beton
 from .errors import DataError
 from .operations import CHECKSUM, DecodeError
+from .passes import Pass
 
 _LARGE = 0.5  # share of the memory that buffers may take unsaid
-_PATIENCE = 0.5  # s, that an interrupt waits for the batch at work; what hangs is left behind
 
 _home: int | None = None
 """The process whose threads numba has started: a fork of it has none."""
-
-
-class _EpochThread(EpochIterator):
-    """The thread that runs the pipeline for one pass, and the queue of its batches."""
-
-    loader: Loader
-    closed: bool
-    failure: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            super().run()
-        except BaseException as failure:
-            self.failure = failure
-            while not self.terminate_event.is_set():  # after the batches that are ready: the end
-                try:
-                    return self.output_queue.put(None, timeout=0.5)
-                except Full:
-                    pass
-
-    def run_pipeline(self, b_ix: int, batch_indices: Any, batch_slot: int, cuda_event: Any) -> tuple[Any, ...]:
-        result = super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
-        for node in self.loader.image_nodes:
-            memory = select_buffer(self.memory_allocations["operation"][node.id], batch_slot, len(batch_indices))
-            for failure in node.decoder.failures(batch_indices, memory):
-                self.loader.failures.setdefault(failure.index, failure)
-        return result
-
-    def __next__(self) -> tuple[Any, ...]:
-        if self.closed:
-            raise StopIteration
-        try:
-            return super().__next__()
-        except StopIteration:
-            if self.failure is None:
-                raise
-        if isinstance(self.failure, DecodeError):
-            self.loader.describe(self.failure)
-        raise self.failure
-
-    def close(self, patience: float = math.inf) -> None:
-        """End the thread, and those that read pages for it; wait so many seconds for that. May be called again."""
-        if self.closed:
-            return
-        self.closed = True
-        self.terminate_event.set()
-        until = time.monotonic() + patience
-        while self.is_alive():  # it may be waiting for room in the queue
-            if time.monotonic() > until:
-                return
-            try:
-                self.output_queue.get(timeout=0.01)
-            except Empty:
-                pass
-        self.memory_context.__exit__(None, None, None)
-        if hasattr(self.memory_context, "executor"):  # os_cache=False
-            for reader in self.memory_context.executor.threads:
-                reader.join()
-
-
-class _Batches(Iterator[tuple[Any, ...]]):
-    """One pass over a loader.
-
-    A running thread is never collected. This handle is: whoever breaks off and drops it ends the thread.
-    """
-
-    def __init__(self, thread: _EpochThread, epoch: int, first: int) -> None:
-        self._thread = thread
-        self.epoch, self.batch = epoch, first
-        self.close = weakref.finalize(self, thread.close)
-        """End the pass and its threads now; dropping the last reference does so too."""
-
-    def __next__(self) -> tuple[Any, ...]:
-        try:
-            batch = next(self._thread)
-        except KeyboardInterrupt:
-            self._thread.close(_PATIENCE)
-            raise
-        self.batch += 1
-        self._thread.loader.position = (self.epoch, self.batch)
-        return batch
 
 
 class Loader(ffcv.loader.Loader):
@@ -170,48 +92,67 @@ class Loader(ffcv.loader.Loader):
         *,
         checksums: bool = False,
     ) -> None:
-        self._beton = check_beton(fname, custom_fields)
-        self._checksums = _checksums(fname, self._beton) if checksums else None
-        samples = len(self._beton.metadata)
+        beton = check_beton(fname, custom_fields)
         if batch_size < 1:
             raise ValueError(f"batch_size is at least 1, got {batch_size}")
         if batches_ahead < 1:
             raise ValueError(f"batches_ahead is at least 1, got {batches_ahead}")
-        if num_workers < 1:
-            num_workers = len(os.sched_getaffinity(0))
         most = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        if num_workers < 1:
+            num_workers = min(len(os.sched_getaffinity(0)), most)
         if num_workers > most:
-            raise ValueError(f"num_workers is at most {most}, the cores, got {num_workers}")
+            raise ValueError(f"num_workers is at most {most}, numba's threads, got {num_workers}")
         _check_threads()
         self._rank, self._processes = 0, 1
         if distributed:
             self._rank, self._processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
             if seed is None:
                 seed = _common_seed()
-        rows = None if indices is None else _checked_indices(indices, samples)
-        chosen = samples if rows is None else len(rows)
+        rows = None if indices is None else _checked_indices(indices, beton.num_samples)
+        chosen = beton.num_samples if rows is None else len(rows)
         if chosen < self._processes:
             raise DataError(f"{fname}: {chosen} samples are not enough for {self._processes} processes: use fewer")
+        if seed is None:
+            seed = int(np.random.randint(2**31 - 1))
+        self._args: dict[str, Any] = {
+            "fname": fname,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "os_cache": os_cache,
+            "order": order,
+            "distributed": distributed,
+            "seed": seed,
+            "indices": rows,
+            "pipelines": pipelines,
+            "custom_fields": custom_fields,
+            "drop_last": drop_last,
+            "batches_ahead": batches_ahead,
+            "recompile": recompile,
+            "checksums": checksums,
+        }
+        self.fname, self.batch_size, self.num_workers, self.seed = str(fname), batch_size, num_workers, seed
+        self.drop_last, self.batches_ahead, self.recompile = drop_last, batches_ahead, recompile
+        self.distributed = False  # to FFCV's orders, which deal samples out in another way: see next_traversal_order
         self.failures: dict[int, DecodeError] = {}
         self.position = (0, 0)
-        self._first_batch = 0
-        super().__init__(
-            str(fname),
-            batch_size,
-            num_workers=num_workers,
-            os_cache=os_cache,
-            order=order,
-            distributed=False,  # its order of several processes is another than that of one: next_traversal_order
-            seed=seed,
-            indices=rows,
-            # FFCV takes the decoder out of the list, which would then lack it in the next loader
-            pipelines={name: list(spec) if isinstance(spec, Sequence) else spec for name, spec in pipelines.items()},
-            custom_fields=custom_fields,
-            drop_last=drop_last,
-            batches_ahead=batches_ahead,
-            recompile=recompile,
+        self.next_epoch = self._first_batch = 0
+        self._order = _order_class(order)
+        self._chosen = rows
+        self._open(beton, checksums, os_cache)
+        if self._order not in (Sequential, Random, _QuasiRandom):
+            self.traversal_order  # noqa: B018  # its errors are raised here
+        Compiler.num_threads = num_workers  # that code is compiled for
+        self.pipeline_specs = _pipeline_specs(pipelines, beton)
+        self.field_name_to_f_ix = {name: number for number, name in enumerate(beton.fields)}
+        self.graph = Graph(
+            self.pipeline_specs,
+            beton.fields,
+            self.field_name_to_f_ix,
+            beton.metadata,
+            self.memory_manager.compile_reader(),
         )
-        self.distributed = self._args["distributed"] = distributed
+        self.generate_code()
+        self.distributed = distributed
         self.image_nodes = [node for node in self.graph.nodes if hasattr(getattr(node, "decoder", None), "failures")]
         if len({id(node.decoder) for node in self.image_nodes}) < len(self.image_nodes):
             raise ValueError(
@@ -222,22 +163,39 @@ class Loader(ffcv.loader.Loader):
             raise ValueError("checksums=True: no decoder of this package reads an image of this loader")
         if len(self) == 0:
             raise ValueError(
-                f"{fname}: batch_size {batch_size} is above its {len(self.first_traversal_order)} samples: "
+                f"{fname}: batch_size {batch_size} is above its {self._samples()} samples: "
                 "with drop_last=True there is no batch"
             )
         self._warn_of_memory()
 
-    @property
-    def reader(self) -> Reader:
-        """The file's tables as FFCV reads them; with `checksums`, the metadata of images have a column of them."""
-        return self._reader
+    def _open(self, beton: Beton, checksums: bool, os_cache: bool) -> None:
+        """Read from this file."""
+        if checksums:
+            images = {f"f{beton.field_names.index(name)}" for name in beton.images()}
+            beton.metadata = _with_column(beton.metadata, images, _checksums(beton))
+        if beton.sidecar:
+            beton.sidecar.checksums = None  # 11 bytes a sample that no pass needs
+        self.reader = beton
+        self.memory_manager = MappedFile(beton) if os_cache else PageCache(beton)
 
-    @reader.setter
-    def reader(self, reader: Reader) -> None:
-        if self._checksums is not None:
-            images = {f"f{list(self._beton.fields).index(name)}" for name in self._beton.images()}
-            reader.metadata = _with_column(reader.metadata, images, self._checksums)
-        self._reader = reader
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """The rows of the file that this loader reads, (n,)."""
+        return np.arange(self.reader.num_samples, dtype=np.uint64) if self._chosen is None else self._chosen
+
+    @cached_property
+    def traversal_order(self) -> TraversalOrder:
+        """What orders the rows of a pass."""
+        distributed, self.distributed = self.distributed, False
+        try:
+            return self._order(self)
+        finally:
+            self.distributed = distributed
+
+    @cached_property
+    def first_traversal_order(self) -> np.ndarray:
+        """The rows of the next pass at the time of the first use."""
+        return self.next_traversal_order()
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass `epoch`, from 0: it determines order and augmentation. Later passes count on."""
@@ -249,7 +207,7 @@ class Loader(ffcv.loader.Loader):
         epoch, batch = self.position
         if batch >= len(self):
             epoch, batch = epoch + 1, 0
-        samples = len(self.first_traversal_order)
+        samples = self._samples()
         return {"epoch": epoch, "batch": batch, "seed": self.seed, "batch_size": self.batch_size, "samples": samples}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -275,28 +233,78 @@ class Loader(ffcv.loader.Loader):
 
     def describe(self, failure: DecodeError) -> DecodeError:
         """Add the file and the class to a failure; return it."""
-        failure.file_name = str(self.fname)
-        if "label" in self._beton.fields and not self._beton.column("label").dtype.names:
-            label = self._beton.column("label")[failure.index].item()
-            classes = self._beton.sidecar.classes if self._beton.sidecar else []
-            named = isinstance(label, int) and 0 <= label < len(classes)
-            failure.label = f"{label} ({classes[label]})" if named else str(label)
+        failure.file_name = self.fname
+        beton = self.reader
+        if isinstance(beton.fields.get("label"), IntField):
+            label = int(beton.column("label")[failure.index])
+            classes = beton.sidecar.classes if beton.sidecar else []
+            failure.label = f"{label} ({classes[label]})" if 0 <= label < len(classes) else str(label)
         return failure
 
-    def next_traversal_order(self) -> np.ndarray:
-        if isinstance(self.traversal_order, QuasiRandom):
-            self.traversal_order.prepare_data_structures()  # it shuffles them in place, further with each pass
-        order = super().next_traversal_order()
-        count, processes = len(order), self._processes
-        if self.drop_last:
-            order = order[: count - count % processes]
-        elif not isinstance(self.traversal_order, Sequential):
-            order = np.resize(order, -(-count // processes) * processes)  # repeats the first ones
-        return order[self._rank :: processes]
+    def note_failures(self, rows: np.ndarray, memory: Mapping[Any, Any]) -> None:
+        """Remember the samples of a batch that its decoders replaced by zeros, from the memory of `image_nodes`."""
+        for node, allocated in memory.items():
+            for failure in node.decoder.failures(rows, allocated):
+                self.failures.setdefault(failure.index, failure)
 
-    def __iter__(self) -> _Batches:
+    def filter(self, field_name: str, condition: Callable[[Any], bool]) -> Loader:
+        """Return a loader of the samples that meet a condition.
+
+        Args:
+            field_name: the field that is looked at.
+            condition: takes a sample of that field as this loader's pipeline makes it; true to keep it.
+
+        Raises:
+            ValueError: there is no such field, or no sample meets the condition.
+
+        Example::
+
+            first_ten_classes = loader.filter("label", lambda label: label < 10)
+        """
+        pipelines = self._args["pipelines"]
+        if field_name not in {*self.reader.fields, *pipelines}:
+            raise ValueError(f"the fields are {', '.join(self.reader.fields)}, got {field_name!r}")
+        looked_at = dict.fromkeys({*self.reader.fields, *pipelines} - {field_name})
+        if pipelines.get(field_name) is not None:
+            looked_at[field_name] = pipelines[field_name]
+        changed = {
+            "pipelines": looked_at,
+            "order": OrderOption.SEQUENTIAL,
+            "drop_last": False,
+            "distributed": False,
+            "checksums": False,
+        }
+        meets = [bool(condition(sample)) for (batch,) in Loader(**{**self._args, **changed}) for sample in batch]
+        if not any(meets):
+            raise ValueError(f"{self.fname}: no {field_name} of its {len(meets):,} samples meets the condition")
+        return Loader(**{**self._args, "indices": self.indices[np.array(meets)]})
+
+    def next_traversal_order(self) -> np.ndarray:
+        order = self.traversal_order.sample_order(self.next_epoch)
+        return np.resize(order, self._dealt(len(order)))[self._rank :: self._processes]  # may repeat the first ones
+
+    def _dealt(self, samples: int) -> int:
+        """How many samples all processes read together."""
+        if self.drop_last:
+            return samples - samples % self._processes
+        if self._order is Sequential:
+            return samples
+        return -(-samples // self._processes) * self._processes
+
+    def _samples(self) -> int:
+        """How many samples a pass reads in this process."""
+        if self._order not in (Sequential, Random, _QuasiRandom):
+            return len(self.first_traversal_order)
+        samples = self.reader.num_samples if self._chosen is None else len(self._chosen)
+        return len(range(self._rank, self._dealt(samples), self._processes))
+
+    def __len__(self) -> int:
+        samples = self._samples()
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def __iter__(self) -> Pass:
         _check_threads()
-        Compiler.set_num_threads(self.num_workers)
+        Compiler.num_threads = self.num_workers
         epoch, first = self.next_epoch, self._first_batch
         order = self.next_traversal_order()[first * self.batch_size : len(self) * self.batch_size]
         if self.recompile:
@@ -307,7 +315,7 @@ class Loader(ffcv.loader.Loader):
                 set_epoch(epoch)
         self.set_epoch(epoch + 1)
         self.position = (epoch, first)
-        return _Batches(_EpochThread(self, order), epoch, first)
+        return Pass(self, order, epoch, first)
 
     def _warn_of_memory(self) -> None:
         sample = 0
@@ -315,9 +323,9 @@ class Loader(ffcv.loader.Loader):
             queries = [wanted] if isinstance(wanted, AllocationQuery) else wanted or ()
             for query in queries:
                 kind = query.dtype if isinstance(query.dtype, torch.dtype) else np.dtype(query.dtype)
-                sample += kind.itemsize * math.prod(query.shape)
+                sample += kind.itemsize * math.prod(map(int, query.shape))
         needed = sample * self.batch_size * (self.batches_ahead + 2) / 2**30
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        memory = physical_memory() / 2**30
         if needed > _LARGE * memory:
             warnings.warn(
                 f"{self.fname}: the buffers of batch_size={self.batch_size} and batches_ahead={self.batches_ahead} "
@@ -327,8 +335,70 @@ class Loader(ffcv.loader.Loader):
             )
 
 
-def _checksums(path: Any, beton: Beton) -> np.ndarray:
-    """Of the images of a file, uint64 (samples,)."""
+class _QuasiRandom(QuasiRandom):
+    """FFCV's quasi-random order, from arrays instead of a set for each page; each sample is on one page."""
+
+    def __init__(self, loader: Loader) -> None:
+        TraversalOrder.__init__(self, loader)
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        rows, counts = self._pages()
+        order = np.zeros(len(self.indices), np.int64)
+        generate_order_inner(self.seed * 912300 + epoch, rows, counts, order, 2 * self.loader.batch_size)
+        return order
+
+    def _pages(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows on each page, int64 (pages, most rows), and their numbers: new arrays, which FFCV shuffles."""
+        beton = self.loader.reader
+        table = beton.alloc_table[::-1]
+        page_of = np.zeros(beton.num_samples, np.uint32)
+        page_of[table["sample_id"]] = table["ptr"] // np.uint64(beton.page_size)  # of several, the first
+        beton.release_table()
+        rows = np.asarray(self.indices).astype(np.int64)
+        pages, counts = np.unique(page_of[rows], return_counts=True)
+        arranged = np.zeros((len(pages), counts.max()), np.int64)
+        sorted_rows = rows[np.argsort(page_of[rows], kind="stable")]
+        arranged[np.arange(arranged.shape[1]) < counts[:, None]] = sorted_rows
+        return arranged, counts
+
+
+_ORDERS: dict[Any, type[TraversalOrder]] = {
+    OrderOption.SEQUENTIAL: Sequential,
+    OrderOption.RANDOM: Random,
+    OrderOption.QUASI_RANDOM: _QuasiRandom,
+}
+
+
+def _order_class(order: Any) -> Callable[[Loader], TraversalOrder]:
+    if order in _ORDERS:
+        return _ORDERS[order]
+    if isinstance(order, TraversalOrder) or (isinstance(order, type) and issubclass(order, TraversalOrder)):
+        return order  # FFCV calls either with the loader
+    raise ValueError(f"order is one of {', '.join(map(str, _ORDERS))}, or a subclass of TraversalOrder, got {order!r}")
+
+
+def _pipeline_specs(pipelines: Mapping[str, Any], beton: Beton) -> dict[str, PipelineSpec]:
+    """A pipeline for each output, in FFCV's order: the file's fields, then the others.
+
+    They are copies: FFCV moves a decoder out of the list, which would then lack it in the next loader.
+    """
+    specs = {name: PipelineSpec(name) for name in beton.fields if name not in pipelines}
+    for name, spec in pipelines.items():
+        if isinstance(spec, PipelineSpec):
+            specs[name] = PipelineSpec(spec.source, spec.decoder, list(spec.transforms))
+        elif isinstance(spec, Sequence):
+            specs[name] = PipelineSpec(name, None, list(spec))
+        elif spec is not None:
+            raise ValueError(f"pipelines: {name} is a list of operations, a PipelineSpec, or None, got {spec!r}")
+        source = specs[name].source if spec is not None else name
+        if isinstance(source, str) and source not in beton.fields:
+            raise ValueError(f"pipelines: there is no field {source!r}; the fields are {', '.join(beton.fields)}")
+    return {name: specs[name] for name in (*beton.fields, *pipelines) if name in specs}
+
+
+def _checksums(beton: Beton) -> np.ndarray:
+    """The checksums of a file's images, uint64 (samples,)."""
+    path = beton.file_name
     digests = beton.sidecar.digests() if beton.sidecar else None
     if digests is None:
         raise DataError(f"{path}: there are no checksums in {path}.json to compare with: write both anew")
@@ -339,12 +409,12 @@ def _checksums(path: Any, beton: Beton) -> np.ndarray:
 
 def _with_column(metadata: np.ndarray, columns: set[str], values: np.ndarray) -> np.ndarray:
     """The metadata with a further column of checksums in some of its columns."""
-    names = metadata.dtype.names or ()
-    kinds = {name: metadata.dtype[name] for name in names}
+    kinds = {name: metadata.dtype[name] for name in metadata.dtype.names or ()}
     for name in columns:
-        kinds[name] = np.dtype([*kinds[name].descr, (CHECKSUM, "<u8")])
+        parts = {part: kinds[name][part] for part in kinds[name].names or ()}
+        kinds[name] = np.dtype([*parts.items(), (CHECKSUM, np.dtype("<u8"))], align=True)
     wider = np.empty(len(metadata), np.dtype(list(kinds.items()), align=True))
-    for name in names:
+    for name in kinds:
         for part in metadata.dtype[name].names or ():
             wider[name][part] = metadata[name][part]
         if not metadata.dtype[name].names:

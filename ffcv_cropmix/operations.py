@@ -330,6 +330,15 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         self._on_error = on_error
         self._next_epoch: int | None = None  # None until a loader has taken the decoder in
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The options, to be copied or pickled: not the tables and functions of the loader that uses the decoder."""
+        return {name: value for name, value in vars(self).items() if name not in ("metadata", "memory_read", "field")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__init__()
+        self.__dict__.update(state)
+        _frozen(self._options)  # a copied array is writable, which is another type to numba
+
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass `epoch`, 0 to 2**32 - 1; each later pass counts one more.
 

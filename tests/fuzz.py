@@ -13,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from ffcv.fields.basics import IntDecoder
-from ffcv.memory_managers import OSCacheManager
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
-from ffcv.traversal_order import Sequential
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, check_beton
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.loader import _checksums
 
 
 def damage(content: bytearray, header: Reader, random: np.random.Generator) -> tuple[str, bytes]:
@@ -67,14 +64,10 @@ class Files:
     def read(self, path: Path) -> list[tuple[bytes, int]]:
         """Pixels and label of each sample, after the checks of a loader that opens the file."""
         loader = self.loader
-        loader._beton = check_beton(path)
-        loader._checksums = _checksums(path, loader._beton) if self.checksums else None
         loader.fname, loader.failures = str(path), {}
-        loader.reader = Reader(str(path))
-        loader.memory_manager = OSCacheManager(loader.reader)
-        loader.indices = np.arange(len(loader.reader.metadata))
-        loader.traversal_order = Sequential(loader)
-        loader.first_traversal_order = loader.indices
+        loader._open(check_beton(path), self.checksums, os_cache=True)
+        for name in ("indices", "traversal_order"):
+            loader.__dict__.pop(name, None)
         return [(image.numpy().tobytes(), int(label)) for pair in loader for image, label in zip(*pair)]
 
 

@@ -1,0 +1,164 @@
+"""One pass over a loader: the thread that runs the pipeline ahead of the consumer, and the iterator of its batches."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import torch
+from ffcv.loader.epoch_iterator import select_buffer
+
+from .operations import DecodeError
+
+if TYPE_CHECKING:
+    from .loader import Loader
+
+_PATIENCE = 0.5  # s that an interrupt waits for the batch at work; a pipeline that hangs is left behind
+
+
+class _PassThread(threading.Thread):
+    """Computes the batches of one pass into a ring of slots, at most `batches_ahead` before the consumer.
+
+    One further slot is the batch at work, another the batch in the consumer's hands, which stays as it is until the
+    consumer asks for the next one.
+    """
+
+    def __init__(self, loader: Loader, order: np.ndarray) -> None:
+        super().__init__(daemon=True, name="ffcv_cropmix pass")
+        self.loader = loader
+        self.failure: BaseException | None = None
+        self._batches = [order[start : start + loader.batch_size] for start in range(0, len(order), loader.batch_size)]
+        slots = loader.batches_ahead + 2
+        self._memory = loader.graph.allocate_memory(loader.batch_size, slots)
+        cuda = torch.cuda.is_available()
+        self._streams = [torch.cuda.Stream() if cuda else None for _ in range(slots)]
+        self._consumed: list[torch.cuda.Event | None] = [None] * slots
+        """For each slot, the consumer's work on the batch that was there before"""
+        self._held: int | None = None
+        """The slot in the consumer's hands"""
+        self._ready: deque[tuple[int, tuple[Any, ...]]] = deque()
+        self._changed = threading.Condition()
+        self._stopped = self._ended = False
+        self._storage = loader.memory_manager.schedule_epoch(self._batches)
+        self._storage.__enter__()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            numba.set_num_threads(self.loader.num_workers)  # of this thread
+            for number, rows in enumerate(self._batches):
+                with self._changed:
+                    while len(self._ready) > self.loader.batches_ahead and not self._stopped:
+                        self._changed.wait()
+                    if self._stopped:
+                        return
+                slot = number % len(self._streams)
+                result = self._compute(number, rows, slot)
+                with self._changed:
+                    self._ready.append((slot, result))
+                    self._changed.notify_all()
+        except BaseException as failure:  # raised where the consumer waits
+            self.failure = failure
+        finally:
+            self._storage.__exit__(None, None, None)
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _compute(self, number: int, rows: np.ndarray, slot: int) -> tuple[Any, ...]:
+        """Run the compiled pipeline for one batch, as FFCV's `EpochIterator.run_pipeline` does."""
+        loader, stream, consumed = self.loader, self._streams[slot], self._consumed[slot]
+        self._storage.start_batch(number)
+        values: dict[str, Any] = {
+            "batch_indices": rows,
+            "storage_state": self._storage.state,
+            "metadata": loader.reader.metadata,
+        }
+        for kind, prefix in (("operation", "memory"), ("shared", "shared_memory")):
+            for node, memory in self._memory[kind].items():
+                values[f"{prefix}_{node}"] = select_buffer(memory, slot, len(rows))
+        if stream is not None:
+            stream.synchronize()  # the copies out of this slot's pinned memory have ended
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            if stream is not None and consumed is not None:
+                stream.wait_event(consumed)
+            stages, outputs = loader.code
+            for stage, nodes in stages:
+                for node, result in zip(nodes, stage(**values)):
+                    values[f"result_{node}"] = result
+        loader.note_failures(rows, {node: values[f"memory_{node.id}"] for node in loader.image_nodes})
+        return tuple(values[f"result_{node}"] for node in outputs)
+
+    def next_batch(self) -> tuple[Any, ...] | None:
+        """Hand back the batch of the last call and wait for the next one; None after the last.
+
+        Raises:
+            Exception: the pipeline's, after the batches before the failure.
+        """
+        if self._held is not None and self._streams[self._held] is not None:
+            self._consumed[self._held] = torch.cuda.current_stream().record_event()
+        with self._changed:
+            while not self._ready and not self._ended and not self._stopped:
+                self._changed.wait(1)
+                if not self.is_alive() and not self._ended:
+                    raise RuntimeError("this pass was begun in another process: begin one in this process")
+            if self._stopped:
+                return None
+            if self._ready:
+                self._held, batch = self._ready.popleft()
+                self._changed.notify_all()
+                if (stream := self._streams[self._held]) is not None:
+                    torch.cuda.current_stream().wait_stream(stream)
+                return batch
+        self.close()
+        if isinstance(self.failure, StopIteration):  # would end the consumer's loop
+            raise RuntimeError("an operation of the pipeline raised StopIteration") from self.failure
+        if self.failure is not None:
+            raise self.failure
+        return None
+
+    def close(self, patience: float | None = None) -> None:
+        """Begin no further batch; wait for the one at work, at most `patience` seconds. May be called again."""
+        with self._changed:
+            if self._stopped:
+                return
+            self._stopped = True
+            self._ready.clear()
+            self._changed.notify_all()
+        if threading.current_thread() is not self:  # garbage is collected in any thread
+            self.join(patience)
+
+
+class Pass(Iterator[tuple[Any, ...]]):
+    """One pass over a `Loader`, an iterator over its batches.
+
+    A running thread is never collected, but this handle is: dropping it ends the pass.
+    """
+
+    def __init__(self, loader: Loader, order: np.ndarray, epoch: int, first_batch: int) -> None:
+        self._thread = _PassThread(loader, order)
+        self._loader = loader
+        self.epoch, self.batch = epoch, first_batch
+        self.close = weakref.finalize(self, self._thread.close)
+        """End the pass and its threads now; dropping the last reference does so too."""
+
+    def __next__(self) -> tuple[Any, ...]:
+        try:
+            batch = self._thread.next_batch()
+        except KeyboardInterrupt:
+            self._thread.close(_PATIENCE)
+            raise
+        except DecodeError as failure:
+            self._loader.describe(failure)
+            raise
+        if batch is None:
+            raise StopIteration
+        self.batch += 1
+        self._loader.position = (self.epoch, self.batch)
+        return batch
