@@ -34,6 +34,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ViewSpec
+from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.transforms import CropMix
 
 SCALE, MIX_RATIO, NUMBERS = 0.01, 0.4, (2, 3, 4)
@@ -100,7 +101,7 @@ class _Images:
 
 
 def _beton(job: Job, loader: type[ffcv.loader.Loader], *operations: Any, **further: PipelineSpec) -> _Images:
-    others = ffcv.reader.Reader(str(job.beton)).field_names
+    others = Beton(job.beton).field_names
     pipelines = {**dict.fromkeys(others), "image": [*operations, ToTensor()], **further}
     options: dict[str, Any] = {"batch_size": job.batch_size, "num_workers": job.num_workers, "indices": job.indices}
     return _Images(loader(str(job.beton), pipelines=pipelines, os_cache=True, drop_last=False, **options))

@@ -14,9 +14,9 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from ffcv.reader import Reader
 
 from ffcv_cropmix import turbojpeg
+from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.errors import Parser, run_program
 from ffcv_cropmix.kernels import render as rendering
 from ffcv_cropmix.kernels.coefficients import BILINEAR
@@ -72,12 +72,11 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
 
 def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
     """Microseconds an image of each stage. Of each loop its fastest round: other work on a machine only adds."""
-    reader = Reader(str(beton))
-    metadata = reader.metadata[f"f{reader.field_names.index('image')}"]
+    reader = Beton(beton)
+    metadata = reader.column("image")
     is_jpg = bool((metadata["mode"] == 0).all())
-    of_address = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist()))
     addresses, heights, widths = (metadata[name].astype(np.int64) for name in ("data_ptr", "height", "width"))
-    sizes = np.array([of_address[address] for address in addresses.tolist()])
+    sizes = np.array([reader.read("image", row).size for row in range(reader.num_samples)])
     fixed = (
         np.memmap(beton, np.uint8, mode="r"),
         addresses,

@@ -53,10 +53,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES
-from ffcv.reader import Reader
 from PIL import Image
 from tqdm import tqdm
 
+from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.data.replacing import replacing
 from ffcv_cropmix.errors import DataError, Parser, run_program
 from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
@@ -103,19 +103,15 @@ def build_betons(folder: Path, count: int = 320) -> list[Path]:
 
 def mode_of(beton: Path) -> str:
     """jpg or raw: what all images of a .beton are."""
-    modes = np.unique(Reader(str(beton)).metadata[_image_field(beton)]["mode"])
+    modes = np.unique(Beton(beton).column("image")["mode"])
     if len(modes) != 1:
         raise DataError(f"{beton}: its images are some jpg, some raw: write it with --write_mode jpg or raw")
     return MODES[int(modes[0])]
 
 
-def _image_field(beton: Path) -> str:
-    return f"f{Reader(str(beton)).field_names.index('image')}"
-
-
 def describe(beton: Path, description: str | None) -> dict[str, Any]:
     """What the JSON says about a .beton."""
-    metadata = Reader(str(beton)).metadata[_image_field(beton)]
+    metadata = Beton(beton).column("image")
     return {
         "file": beton.name,
         "images": len(metadata),
@@ -128,15 +124,11 @@ def describe(beton: Path, description: str | None) -> dict[str, Any]:
 
 def extract_jpegs(beton: Path, folder: Path) -> list[Path]:
     """Write each sample's JPEG into a file, in the order of the rows."""
-    reader = Reader(str(beton))
-    sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist()))
+    reader = Beton(beton)
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    with beton.open("rb") as data:
-        for index, address in enumerate(reader.metadata[_image_field(beton)]["data_ptr"].tolist()):
-            data.seek(address)
-            files.append(folder / f"{index:06}.jpg")
-            files[-1].write_bytes(data.read(sizes[address]))
+    files = [folder / f"{row:06}.jpg" for row in range(reader.num_samples)]
+    for row, file in enumerate(files):
+        file.write_bytes(reader.read("image", row).data)
     return files
 
 
@@ -238,7 +230,7 @@ def decode_buffers_mib(name: str, job: Job, mode: str) -> float:
     """What holds decoded JPEGs: FFCV, an image of the largest size for each place of each batch; here, for a thread."""
     if mode == "raw":
         return 0.0
-    metadata = Reader(str(job.beton)).metadata[_image_field(job.beton)]
+    metadata = Beton(job.beton).column("image")
     height, width = int(metadata["height"].max()), int(metadata["width"].max())
     if name == STOCK:
         return BUFFERS * job.batch_size * 3 * height * width / 2**20

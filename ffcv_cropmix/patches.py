@@ -10,8 +10,7 @@ import torch
 
 _torch_threads = torch.get_num_threads()
 
-import numba  # noqa: E402
-from ffcv.memory_managers import OSCacheManager, ProcessCacheManager  # noqa: E402
+from ffcv.memory_managers import OSCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 
 torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
@@ -19,10 +18,11 @@ torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
 
 @cache
 def _mapped_reader() -> Callable[..., Any]:
-    """The reader of memory-mapped files, typed by its arguments, and compiled once in a process.
+    """Read memory-mapped files for FFCV's own loader: typed by its arguments, and compiled once in a process.
 
     FFCV declares their types, and makes numba's own uint8 array type immutable for that, which changes the hash of
-    keys in use: "Exception ignored in ... KeyError" when a loader is collected, and slow calls of any compiled code.
+    keys in use: "Exception ignored in ... KeyError" when a loader is collected, and slow calls of any compiled code,
+    ours too.
     """
 
     def read(address, state):
@@ -39,24 +39,4 @@ def _mapped_reader() -> Callable[..., Any]:
     return Compiler.compile(read)
 
 
-def _set_num_threads(number: int) -> None:
-    """Numba's threads only: FFCV sets torch's as well, so that with one worker a model trains on one core."""
-    Compiler.num_threads = number
-    numba.set_num_threads(number)
-
-
-_page_readers: dict[int, Callable[..., Any]] = {}
-
-
-def _compile_page_reader(manager: ProcessCacheManager) -> Callable[..., Any]:
-    """FFCV's reader of pages, compiled once in a process for each size of them."""
-    page_size = int(manager.reader.page_size)
-    if page_size not in _page_readers:
-        _page_readers[page_size] = _new_page_reader(manager)
-    return _page_readers[page_size]
-
-
-_new_page_reader = ProcessCacheManager.compile_reader
 OSCacheManager.compile_reader = lambda manager: _mapped_reader()
-ProcessCacheManager.compile_reader = _compile_page_reader
-Compiler.set_num_threads = staticmethod(_set_num_threads)

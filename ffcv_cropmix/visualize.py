@@ -306,14 +306,11 @@ def _open_beton(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
     if "image" not in beton.fields:
         raise DataError(f"{path} has no field image")
     from ffcv.fields.rgb_image import IMAGE_MODES
-    from ffcv.reader import Reader
 
-    table = Reader(str(path)).alloc_table
-    sizes = dict(zip(table["ptr"].tolist(), table["size"].tolist()))
     found = []
     for row in _chosen(path, len(beton.metadata), rows, count):
         image = beton.column("image")[row]
-        data = np.fromfile(path, np.uint8, sizes[int(image["data_ptr"])], offset=int(image["data_ptr"]))
+        data = beton.read("image", row)
         name = f"{path.name}, row {row}"
         if beton.sidecar and "label" in beton.fields:
             label = int(beton.column("label")[row])

@@ -62,12 +62,10 @@ def write_photos(path: Path) -> Path:
 
 def payload(path: Path, index: int) -> tuple[int, int]:
     """Where in the file the data of a sample's image are: address, size."""
-    from ffcv.reader import Reader
+    from ffcv_cropmix.data.reader import Beton
 
-    reader = Reader(str(path))
-    address = int(reader.metadata["f0"]["data_ptr"][index])
-    table = reader.alloc_table
-    return address, int(table["size"][table["ptr"] == address][0])
+    beton = Beton(path)
+    return int(beton.column("image")["data_ptr"][index]), beton.read("image", index).size
 
 
 def damaged(path: Path, copy: Path, index: int, damage: str) -> Path:
@@ -96,17 +94,15 @@ def damaged(path: Path, copy: Path, index: int, damage: str) -> Path:
 
 def metadata_of(content: bytearray, path: Path) -> np.ndarray:
     """The metadata in the content of a file, to be changed there."""
-    from ffcv.reader import Reader
+    from ffcv_cropmix.data.reader import Beton
 
-    reader = Reader(str(path))
-    offset = reader.header.nbytes + reader.field_descriptors.nbytes
-    return np.frombuffer(content, reader.metadata_type, len(reader.metadata), offset)
+    beton = Beton(path)
+    return np.frombuffer(content, beton.metadata_type, beton.num_samples, beton.data_start - beton.metadata.nbytes)
 
 
 def seal(path: Path) -> Path:
     """Write the sidecar of a file with labels that are rows, with checksums; return its path."""
-    from ffcv.reader import Reader
-
+    from ffcv_cropmix.data.reader import Beton
     from ffcv_cropmix.data.sidecar import (
         Sidecar,
         encode_digests,
@@ -116,18 +112,15 @@ def seal(path: Path) -> Path:
         write_sidecar,
     )
 
-    reader = Reader(str(path))
-    content = path.read_bytes()
-    samples = [payload(path, index) for index in range(len(reader.metadata))]
-    digests = np.array([sample_checksum(content[address:][:size]) for address, size in samples], np.uint64)
-    front = reader.header.nbytes + reader.field_descriptors.nbytes + reader.metadata.nbytes
+    beton = Beton(path)
+    digests = np.array([sample_checksum(beton.read("image", row)) for row in range(beton.num_samples)], np.uint64)
     sidecar = Sidecar(
         dataset="photos",
         split="train",
         classes=[f"class {index}" for index in range(len(digests))],
         counts=[1] * len(digests),
         checksums=encode_digests(digests),
-        tables_checksum=tables_checksum([content[:front], content[int(reader.header["alloc_table_ptr"]) :]]),
+        tables_checksum=tables_checksum(beton.tables()),
     )
     with sidecar_path(path).open("wb") as file:
         write_sidecar(file, sidecar)
@@ -137,12 +130,12 @@ def seal(path: Path) -> Path:
 def stored_image(path: Path, index: int) -> np.ndarray:
     """The image as FFCV's own functions decode it: uint8 (height, width, 3)."""
     from ffcv.libffcv import imdecode
-    from ffcv.reader import Reader
 
-    field = Reader(str(path)).metadata["f0"][index]
+    from ffcv_cropmix.data.reader import Beton
+
+    beton = Beton(path)
+    field, data = beton.column("image")[index], beton.read("image", index)
     height, width = int(field["height"]), int(field["width"])
-    address, size = payload(path, index)
-    data = np.fromfile(path, np.uint8, size, offset=address)
     if field["mode"] == 1:
         return data.reshape(height, width, 3)
     image = np.empty((height, width, 3), np.uint8)

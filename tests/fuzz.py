@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 from ffcv.fields.basics import IntDecoder
-from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, check_beton
+from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.errors import DataError
 
 
-def damage(content: bytearray, header: Reader, random: np.random.Generator) -> tuple[str, bytes]:
+def damage(content: bytearray, beton: Beton, random: np.random.Generator) -> tuple[str, bytes]:
     """What was done to a file, and its bytes."""
-    metadata = header.header.nbytes + header.field_descriptors.nbytes
-    payload, table = metadata + header.metadata.nbytes, int(header.header["alloc_table_ptr"])
+    header, payload, table = beton.header.nbytes, beton.data_start, beton.data_end
+    metadata = payload - beton.metadata.nbytes
     regions = {
-        "header": (0, header.header.nbytes),
-        "fields": (header.header.nbytes, metadata),
+        "header": (0, header),
+        "fields": (header, metadata),
         "metadata": (metadata, payload),
-        "payload": (int(header.metadata["f0"]["data_ptr"].min()), table),
+        "payload": (int(beton.column("image")["data_ptr"].min()), table),
         "table": (table, len(content)),
     }
     region = str(random.choice(list(regions)))
@@ -83,7 +83,7 @@ def run(folder: Path, numbers: range) -> Iterator[tuple[int, str, str]]:
         random = np.random.default_rng(number)
         mode, checksums = str(random.choice(["raw", "jpg"])), bool(random.integers(2))
         source, kind = folder / f"{mode}.beton", files[mode, checksums]
-        what, content = damage(bytearray(source.read_bytes()), Reader(str(source)), random)
+        what, content = damage(bytearray(source.read_bytes()), Beton(source), random)
         damaged.write_bytes(content)
         sidecar = Path(f"{damaged}.json")
         sidecar.unlink(missing_ok=True)

@@ -19,8 +19,10 @@ import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import OrderOption
+from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
+from ffcv.traversal_order.base import TraversalOrder
 
 import ffcv_cropmix.loader
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader
@@ -105,6 +107,85 @@ def test_breaking_off_leaves_nothing_behind(betons, os_cache: bool) -> None:
         assert break_off() == first
 
 
+class _Interrupt(BaseException):
+    """As a KeyboardInterrupt, which would end pytest."""
+
+
+def _next(loader: Loader) -> torch.Tensor:
+    return next(iter(loader))[0]
+
+
+def _break(loader: Loader) -> torch.Tensor:
+    for (labels,) in loader:
+        batch = labels
+        break
+    return batch
+
+
+def _interrupt(loader: Loader) -> torch.Tensor:
+    try:
+        for (labels,) in loader:
+            batch = labels
+            raise _Interrupt
+    except _Interrupt:
+        pass
+    return batch
+
+
+def _close(loader: Loader) -> torch.Tensor:
+    batches = iter(loader)
+    (batch,) = next(batches)
+    batches.close()
+    return batch
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("break_off", [_next, _break, _interrupt, _close])
+def test_breaking_off_begins_no_further_batch(betons, break_off, os_cache: bool) -> None:
+    begun = []
+
+    def count(batch, _):
+        begun.append(batch[0, 0])
+        return batch
+
+    rows = np.arange(8000) % COUNT
+    loader = _labels(betons["raw"], Stage(count, False), ToTensor(), os_cache=os_cache, indices=rows)
+    batch = break_off(loader)
+    assert batch[:, 0].tolist() == [0, 1, 2, 3]
+    after = len(begun)
+    assert after <= loader.batches_ahead + 3
+    time.sleep(1)
+    assert len(begun) == after
+    assert batch[:, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("batches_ahead", [1, 3])
+def test_a_batch_lasts_until_the_next_is_asked_for(betons, batches_ahead: int) -> None:
+    loader = _labels(betons["raw"], ToTensor(), batches_ahead=batches_ahead, indices=np.arange(400) % COUNT)
+    for number, (labels,) in enumerate(loader):
+        if number % 20 == 0:
+            time.sleep(0.05)  # the thread is as far ahead as it gets
+        assert labels[:, 0].tolist() == [(4 * number + row) % COUNT for row in range(4)]
+    assert number == 99
+
+
+def test_passes_are_nested_and_concurrent(betons) -> None:
+    loader = _labels(betons["raw"], ToTensor())
+    firsts = [int(labels[0, 0]) for (labels,) in loader]
+    for outer, (labels,) in enumerate(loader):
+        assert [int(inner[0, 0]) for (inner,) in loader] == firsts
+        assert labels[0, 0] == firsts[outer]
+    assert [[int(a[0, 0]), int(b[0, 0])] for (a,), (b,) in zip(loader, loader)] == [[first] * 2 for first in firsts]
+
+
+def test_stop_iteration_in_a_pipeline_is_a_failure(betons) -> None:
+    def stop(batch, _):
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="an operation of the pipeline raised StopIteration"):
+        next(iter(_labels(betons["raw"], Stage(stop, False), ToTensor())))
+
+
 def test_a_pass_ends_once(betons) -> None:
     loader = _labels(betons["raw"], ToTensor(), drop_last=False)
     batches = iter(loader)
@@ -141,6 +222,50 @@ def test_pipelines_serve_two_loaders(betons) -> None:
         (images,) = next(iter(Loader(betons["raw"], 4, num_workers=1, pipelines=pipelines)))
         assert images.shape == (4, 8, 8, 3)
     assert len(pipelines["image"]) == 2
+
+
+def test_filter_keeps_rows_and_guards(betons) -> None:
+    pipelines = {"image": [CropMixRGBImageDecoder((8, 8)), ToTensor()]}
+    options = {"num_workers": 1, "order": OrderOption.RANDOM, "seed": 2, "drop_last": False, "pipelines": pipelines}
+    loader = Loader(betons["raw"], 4, indices=np.arange(COUNT - 1, -1, -1), **options)
+    some = loader.filter("label", lambda label: int(label) % 9 == 5).filter("label", lambda label: int(label) > 5)
+    assert type(some) is Loader
+    assert some.indices.tolist() == [32, 23, 14]
+    pixels = {int(label): image.numpy().tobytes() for images, labels in loader for image, label in zip(images, labels)}
+    some.set_epoch(0)
+    for images, labels in some:
+        assert sorted(labels[:, 0].tolist()) == [14, 23, 32]
+        assert [image.numpy().tobytes() for image in images] == [pixels[int(label)] for label in labels]
+    with pytest.raises(ValueError, match="the fields are image, label, got 'lable'"):
+        loader.filter("lable", bool)
+    with pytest.raises(ValueError, match=f"no label of its {COUNT} samples meets the condition"):
+        loader.filter("label", lambda label: False)
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "message"),
+    [
+        ({"lable": [IntDecoder()]}, "there is no field 'lable'; the fields are image, label"),
+        ({"image": None, "two": PipelineSpec("lable")}, "there is no field 'lable'; the fields are image, label"),
+        ({"image": 3}, "image is a list of operations, a PipelineSpec, or None, got 3"),
+    ],
+)
+def test_wrong_pipelines_are_named(betons, pipelines: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Loader(betons["raw"], 4, pipelines=pipelines)
+
+
+def test_an_order_of_ones_own(betons) -> None:
+    class Twice(TraversalOrder):
+        def sample_order(self, epoch: int) -> np.ndarray:
+            return np.repeat(self.indices, 2)[epoch:]
+
+    loader = _labels(betons["raw"], ToTensor(), order=Twice, drop_last=False, indices=[4, 9, 2])
+    assert len(loader) == 2
+    assert [label for (labels,) in loader for label in labels[:, 0].tolist()] == [4, 4, 9, 9, 2, 2]
+    assert [label for (labels,) in loader for label in labels[:, 0].tolist()] == [4, 9, 9, 2, 2]
+    with pytest.raises(ValueError, match=r"order is one of .*, or a subclass of TraversalOrder, got 'random'"):
+        _labels(betons["raw"], ToTensor(), order="random")
 
 
 def test_torchs_threads_stay(betons) -> None:

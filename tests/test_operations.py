@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from functools import cache
@@ -24,10 +26,13 @@ from ffcv_cropmix import (
     CenterCropRGBImageDecoder,
     CropMixRGBImageDecoder,
     Loader,
-    check_beton,
+    MultiViewRGBImageDecoder,
+    ToTorchViews,
+    ViewSpec,
     cropmix,
     sample_plan,
 )
+from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.operations import DecodeError
 from tests.betons import COUNT, damaged, stored_image
 
@@ -184,6 +189,29 @@ def test_center_crop_is_pillows(betons, mode: str, ratio: float) -> None:
         assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda decoder: pickle.loads(pickle.dumps(decoder))])
+@pytest.mark.parametrize(
+    ("create", "transform"),
+    [
+        (lambda: CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"]), ToTensor),
+        (lambda: CenterCropRGBImageDecoder(SIZE), ToTensor),
+        (lambda: MultiViewRGBImageDecoder([ViewSpec(SIZE)] * 2), ToTorchViews),
+    ],
+)
+def test_copies_decode_the_same(betons, create, transform, duplicate, used: bool) -> None:
+    def first_batch(decoder) -> list[bytes]:
+        pipelines = {"image": [decoder, transform()], "label": None}
+        images = next(iter(Loader(betons["raw"], 4, num_workers=1, pipelines=pipelines)))[0]
+        return [view.numpy().tobytes() for view in (images if isinstance(images, tuple) else [images])]
+
+    decoder = create()
+    expected = first_batch(decoder) if used else first_batch(create())
+    copied = duplicate(decoder)
+    assert copied.metadata is None  # of the loader that used it
+    assert first_batch(copied) == expected == first_batch(decoder)
+
+
 DAMAGES = [
     ("jpg", "no JPEG", "its data are no JPEG"),
     ("jpg", "truncated", "its JPEG is damaged"),
@@ -197,7 +225,7 @@ DAMAGES = [
 @pytest.fixture
 def unchecked(betons, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is damaged after it was opened: what `check_beton` sees, decoders see as well."""
-    monkeypatch.setattr(ffcv_cropmix.loader, "check_beton", lambda path, fields: check_beton(betons["raw"], fields))
+    monkeypatch.setattr(ffcv_cropmix.loader, "check_beton", Beton)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -28,10 +28,10 @@ from ffcv_cropmix import (
     SelectView,
     ToTorchViews,
     ViewSpec,
-    check_beton,
     cropmix,
     sample_plan,
 )
+from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.operations import DecodeError
 from tests.betons import COUNT, damaged, payload, stored_image
 
@@ -294,7 +294,7 @@ def test_what_stock_operations_do_with_all_views(betons) -> None:
 @pytest.fixture
 def unchecked(betons, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is damaged after it was opened."""
-    monkeypatch.setattr(ffcv_cropmix.loader, "check_beton", lambda path, fields: check_beton(betons["raw"], fields))
+    monkeypatch.setattr(ffcv_cropmix.loader, "check_beton", Beton)
 
 
 @pytest.mark.parametrize(
