@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
-class DataError(Exception):
+class DataError(ValueError):
     """A file, a sample or the machine is at fault. The message is one line that names it and says what to do.
 
-    Programs print it without a traceback and exit with status 1 (`run_program`).
+    Programs print it without a traceback and exit with status 1 (`run_program`). Also a `ValueError`, which FFCV raises
+    where it refuses a file.
     """
 
 
@@ -19,6 +21,17 @@ def usage_error(message: str) -> NoReturn:
     """End the program with status 2 and one line on stderr."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextmanager
+def wrong_options() -> Iterator[None]:
+    """Turn a ValueError of the enclosed calls into a `usage_error`; a `DataError` stays one."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        usage_error(str(error))
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import Parser, run_program, usage_error
+from .errors import Parser, run_program, usage_error, wrong_options
 
 METRICS = ("clean", "rms", "fgsm", "noise", "replace")
 VARIANTS = ("imagenet_a", "imagenet_r", "imagenet_sketch")
@@ -110,10 +110,8 @@ def main() -> None:
         num_workers=given.num_workers,
     )
     data = ValidationSet(given.data)
-    try:
+    with wrong_options():
         results = [measure(checkpoint, data, settings) for checkpoint in given.checkpoint]
-    except ValueError as error:
-        usage_error(str(error))
     if given.json:
         published = {name: dict(zip(COLUMNS, figures, strict=True)) for name, figures in PUBLISHED.items()}
         print(json.dumps({"data": str(given.data), "images": len(data), "results": results, "published": published}))

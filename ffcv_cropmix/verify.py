@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 
-from .errors import DataError, Parser, run_program, usage_error
+from .errors import DataError, Parser, run_program, wrong_options
 
 _SHOWN = 20  # damaged samples, of the summary
 
@@ -102,9 +102,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
     try:
-        result = verify(options.file, full=options.full, num_workers=options.num_workers)
-    except ValueError as error:
-        usage_error(str(error))
+        with wrong_options():
+            result = verify(options.file, full=options.full, num_workers=options.num_workers)
     except DataError as error:
         if not options.json:
             raise

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .data.images import decode_rgb
 from .data.replacing import replacing
-from .errors import DataError, Parser, run_program, usage_error
+from .errors import DataError, Parser, run_program, usage_error, wrong_options
 from .functional import INTERPOLATIONS, Interpolation, cropmix
 from .plan import OPERATIONS, MixPlan, Permutation, sample_plan
 
@@ -412,10 +412,8 @@ def draw(given: argparse.Namespace) -> list[Figure]:
 def main() -> None:
     """The command line."""
     given = parse_arguments()
-    try:
+    with wrong_options():
         figures = draw(given)
-    except ValueError as error:
-        usage_error(str(error))
     write_figures(figures, given.output)
     print(f"{given.output}: {'a frame for each epoch' if given.animate else 'crops, their share of the mix, the mix'}")
 
