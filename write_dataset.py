@@ -21,6 +21,7 @@ from PIL import Image
 from ffcv_cropmix.data.convert import convert, estimate, skipped_path
 from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
+from ffcv_cropmix.data.replacing import followed
 from ffcv_cropmix.data.sidecar import sidecar_path
 from ffcv_cropmix.data.sources import DATASETS, open_source
 from ffcv_cropmix.errors import Parser, run_program, usage_error
@@ -89,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     require(given.write_path.parent.is_dir(), "write_path", "is a file in a folder that exists")
     taken = given.write_path.is_dir() or sidecar_path(given.write_path).is_dir()
     require(not taken, "write_path", "is a file, and so is the .json beside it")
+    given.write_path = followed(given.write_path)
     return given
 
 

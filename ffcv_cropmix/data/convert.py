@@ -28,9 +28,9 @@ import xxhash
 from .. import __version__
 from ..errors import DataError
 from ..progress import progress
-from .encode import Encoded, EncodeOptions
-from .images import Source, pixel_bytes
-from .replacing import replacing
+from .encode import Encoded, EncodeOptions, most_bytes
+from .images import Source
+from .replacing import followed, replacing
 from .sidecar import Sidecar, encode_digests, sample_checksum, sidecar_path, tables_checksum, write_sidecar
 from .workers import OnError, encode_all, encode_chunk
 
@@ -60,15 +60,15 @@ _READ_BACK = 64  # samples
 
 
 def _largest_sample(source: Source, options: EncodeOptions) -> int:
-    """How many bytes of pixels a sample can have."""
+    """How many bytes a sample can have, at most: from the files' headers if it may be more than a page of FFCV's."""
     if isinstance(source.images, np.ndarray):
         return source.images[0].nbytes
-    if options.max_resolution:
+    if options.max_resolution and 3 * options.max_resolution**2 <= _PAGE_SIZE:
         return 3 * options.max_resolution**2
     largest = 1
-    for image in progress(source.images, len(source), "sizes", "images"):
+    for index, image in enumerate(progress(source.images, len(source), "sizes", "images")):
         with suppress(Exception):  # a worker will say it
-            largest = max(largest, pixel_bytes(image))
+            largest = max(largest, most_bytes(index, image, options))
     return largest
 
 
@@ -246,7 +246,7 @@ def convert(
     """Write a source as a .beton file with the fields image and label, and its sidecar.
 
     Args:
-        path: the file; replaced if it exists, once the new one is whole.
+        path: the file; replaced if it exists, once the new one is whole. A symbolic link is followed.
         on_error: what becomes of an image that cannot be converted: "raise" a DataError, or "skip" it and say so in
             the file of `skipped_path`.
         num_workers: processes; None: as many as this one may use cores.
@@ -258,7 +258,10 @@ def convert(
     """
     num_workers = num_workers or len(os.sched_getaffinity(0))
     count = len(source)
-    with replacing(path, sidecar_path(path), skipped_path(path)) as (file, sidecar_file, skipped_file):
+    target = followed(path)
+    beside = [sidecar_path(target), skipped_path(target)]
+    of_link = [Path(f"{path}.json"), skipped_path(path)] if target != path else []  # about what the file was before
+    with replacing(target, *beside, *of_link) as (file, sidecar_file, skipped_file, *_):
         largest = _largest_sample(source, options)
         page_size = _page_size(largest)
         chunk_size = max(1, min(chunk_size, _CHUNK_BYTES // largest, count // (_TURNS * num_workers)))
@@ -270,7 +273,7 @@ def convert(
         ) as encoded:
             each = chain.from_iterable(encoded)
             tried = dict(zip(drawn, each))
-            _check_space(path, count, list(tried.values()))
+            _check_space(target, count, list(tried.values()))
             samples = (tried.pop(index) if index in tried else next(each) for index in range(count))
             done, tables = _write(file, source, progress(samples, count, path.name, "images"), page_size)
         _read_back(path, file, done.size, tables)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import cv2
@@ -113,6 +115,23 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
     if len(encoded.data) > largest:
         raise ValueError(f"it takes {len(encoded.data)} bytes, a page has {largest}: use --max_resolution")
     return encoded
+
+
+def most_bytes(index: int, image: ImageFile, options: EncodeOptions) -> int:
+    """How many bytes `encode_file` can make of an image file at most, from its header: the pixels are more than enough.
+
+    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew.
+    """
+    data = image if isinstance(image, Path) else read(image)
+    with Image.open(data if isinstance(data, Path) else BytesIO(data)) as opened:
+        ratio = min(1, (options.max_resolution or math.inf) / max(opened.size))
+        pixels = math.ceil(3 * opened.width * opened.height * ratio**2)
+        of_jpeg = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
+        may_be_kept = of_jpeg and not options.reencode and _may_be_kept(index, opened.height, opened.width, options)
+        if not may_be_kept or (options.exif_transpose and orientation(opened) > 1):
+            return pixels
+    size = data.stat().st_size if isinstance(data, Path) else len(data)
+    return max(size, min(2 * size, pixels))
 
 
 def _as_jpg(index: int, height: int, width: int, options: EncodeOptions) -> bool:

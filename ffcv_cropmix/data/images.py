@@ -62,12 +62,6 @@ def read(image: ImageFile) -> bytes:
         return archive.read(image.size)
 
 
-def pixel_bytes(image: ImageFile) -> int:
-    """How many bytes the pixels of an image file take, from its header."""
-    with Image.open(image if isinstance(image, Path) else BytesIO(read(image))) as opened:
-        return 3 * opened.width * opened.height
-
-
 def decode_rgb(data: bytes, exif_transpose: bool = False) -> np.ndarray:
     """The pixels of an image file, uint8 (height, width, 3), as `to_rgb` says.
 

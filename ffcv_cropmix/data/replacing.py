@@ -22,15 +22,28 @@ def _remove_abandoned(path: Path) -> None:
             temporary.unlink()
 
 
+def followed(path: Path) -> Path:
+    """The file that is meant: where a symbolic link leads, also if nothing is there yet.
+
+    Raises:
+        DataError: a named pipe, device or socket is there.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is a named pipe, a device or a socket: name a regular file, or a new one")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files to write, under temporary names: they replace `paths` once all are whole and on the disk, or they go.
 
     The others belong to the first: what was there goes before that is replaced, and those left empty get no name.
+    A symbolic link stays, and the file that it leads to is replaced.
 
     Raises:
-        DataError: they cannot be written.
+        DataError: they cannot be written, or are no regular files.
     """
+    paths = tuple(followed(path) for path in paths)
     try:
         with ExitStack() as stack:
             files: list[BinaryIO] = []

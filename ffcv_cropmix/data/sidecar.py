@@ -76,8 +76,11 @@ def encode_digests(digests: np.ndarray) -> str:
 
 
 def sidecar_path(beton: str | os.PathLike[str]) -> Path:
-    """FILE.beton.json"""
-    return Path(f"{beton}.json")
+    """FILE.beton.json. If FILE.beton is a symbolic link that has none: where it would be beside the file itself."""
+    path = Path(f"{beton}.json")
+    if not path.exists() and Path(beton).is_symlink():
+        return Path(f"{os.path.realpath(beton)}.json")
+    return path
 
 
 def write_sidecar(file: BinaryIO, sidecar: Sidecar) -> None:

@@ -7,12 +7,15 @@ Each worker has a pipe of its own: the end of the pipe is the end of the worker,
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import signal
+import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -72,7 +75,18 @@ def _work(pipe: Connection, options: EncodeOptions, largest: int) -> None:
 
 
 def _start_workers(workers: dict[Connection, BaseProcess], count: int, *arguments: Any) -> None:
-    """Add processes, by the pipe to each. Ctrl-C is their parent's to handle, also while they start."""
+    """Add processes, by the pipe to each. Ctrl-C is their parent's to handle, also while they start.
+
+    Raises:
+        DataError: they cannot be started; says what to do.
+    """
+    needed = len(list(Path("/proc/self/fd").iterdir())) + 2 * count + 10  # and what it takes to start them
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise DataError(
+            f"{count} worker processes need {needed} open files, and {limit} are allowed: raise the limit, ulimit -n, "
+            "or try fewer --num_workers"
+        )
     context = multiprocessing.get_context("forkserver")  # numba's threads, if there are any, do not survive a fork
     context.set_forkserver_preload([__name__])
     resource_tracker.ensure_running()  # by the first process otherwise, and it would unblock SIGINT
@@ -84,6 +98,10 @@ def _start_workers(workers: dict[Connection, BaseProcess], count: int, *argument
             worker.start()
             workers[pipe] = worker
             theirs.close()  # so that the pipe ends with the worker
+    except OSError as error:
+        too_long = f"; TMPDIR={tempfile.gettempdir()} is too long for the name of a socket: set it to /tmp"
+        advice = too_long if "AF_UNIX" in str(error) else ""
+        raise DataError(f"worker processes cannot be started: {error}{advice}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

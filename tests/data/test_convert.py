@@ -12,7 +12,9 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from itertools import chain
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,6 +129,50 @@ def test_pages_and_chunks_suit_the_largest_image(tmp_path: Path, monkeypatch) ->
     convert(source, tmp_path / "x.beton", EncodeOptions(write_mode="raw", max_resolution=0), num_workers=1)
     assert Reader(str(tmp_path / "x.beton")).page_size == 2**24
     assert sorted(given) == [[index] for index in range(10)]  # of 14 MB of pixels each
+
+
+def test_a_page_is_not_sized_by_the_pixels_of_a_jpeg(tmp_path: Path) -> None:
+    large, raw = BytesIO(), tmp_path / "raw.png"
+    Image.new("RGB", (4000, 3000), (9, 99, 200)).save(large, "JPEG")
+    Image.new("RGB", (2000, 1500)).save(raw)
+    for images, options, page in (
+        ([large.getvalue()], EncodeOptions(max_resolution=0), 2**23),
+        ([large.getvalue()], EncodeOptions(max_resolution=4000), 2**23),
+        ([large.getvalue()], EncodeOptions(max_resolution=0, reencode=True), 2**26),
+        ([large.getvalue()], EncodeOptions(max_resolution=0, write_mode="raw"), 2**26),
+        ([large.getvalue()], EncodeOptions(max_resolution=2000), 2**24),
+        ([large.getvalue() + bytes(2**23)], EncodeOptions(max_resolution=0), 2**25),
+        ([raw], EncodeOptions(max_resolution=0), 2**24),
+        ([raw], EncodeOptions(max_resolution=1999), 2**24),
+    ):
+        assert module._page_size(module._largest_sample(Source(["x"], np.zeros(1), images), options)) == page
+
+
+def test_too_few_open_files_or_too_long_a_temporary_folder(tmp_path: Path, monkeypatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 12, limits[1]))
+    try:
+        _expect_failure(_source(9), tmp_path / "x.beton", r"2 worker processes need \d+ open files", num_workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", str(tmp_path / ("x" * 99)))
+    monkeypatch.setattr(forkserver, "connect_to_new_process", forkserver.ForkServer().connect_to_new_process)
+    (tmp_path / ("x" * 99)).mkdir()
+    _expect_failure(_source(9), tmp_path / "x.beton", "AF_UNIX path too long; TMPDIR=.*: set it to /tmp", num_workers=2)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, file = tmp_path / "link.beton", tmp_path / "disk" / "file.beton"
+    link.symlink_to(file)
+    Path(f"{link}.json").write_text("{}")  # of the file before
+    convert(_source(9), link, EncodeOptions(write_mode="raw"), num_workers=1)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["file.beton", "file.beton.json"]
+    assert [path.name for path in tmp_path.glob("link*")] == ["link.beton"]
+    assert link.is_symlink()
+    sidecar = read_sidecar(link)
+    assert sidecar is not None
+    assert sidecar == read_sidecar(file)
 
 
 def test_workers_take_turns_and_no_image_twice(tmp_path: Path, monkeypatch) -> None:

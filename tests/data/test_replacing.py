@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,31 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
                 pass
             mine.write(b"whole")
     assert (tmp_path / "x.beton").read_text() == "whole"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    file, link, other = tmp_path / "disk" / "file", tmp_path / "link", tmp_path / "other"
+    if there:
+        file.write_text("old")
+    link.symlink_to("disk/file")
+    with replacing(other, link) as files:
+        for each in files:
+            each.write(b"new")
+    assert link.is_symlink()
+    assert (file.read_text(), other.read_text()) == ("new", "new")
+    assert _names(tmp_path / "disk") == ["file"]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_what_is_no_regular_file_stays(tmp_path: Path, linked: bool) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("pipe")
+    named = link if linked else pipe
+    for paths in ((named,), (tmp_path / "file", named)):
+        with pytest.raises(DataError, match=f"{named.name} is a named pipe, a device or a socket"), replacing(*paths):
+            pass
+    assert pipe.is_fifo()
+    assert _names(tmp_path) == ["link", "pipe"]
