@@ -13,6 +13,7 @@ from ffcv_cropmix.training.config import MAY_DIFFER, Config, augmentation, parse
 if __name__ == "__main__":
     CONFIG = parse_config()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ffcv_cropmix.errors import run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
 from ffcv_cropmix.training import compare
-from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.datasets import check_dataset, check_datasets, count_classes
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.logs import closing_table
@@ -60,9 +61,8 @@ def train(config: Config) -> None:
         check_arch(config.model.arch)
     except ValueError as error:
         usage_error(str(error))
-    classes = config.model.num_classes or count_classes(config.data.train_dataset)
-    images_to_train = check_dataset(config.data.train_dataset, classes)
-    images_to_validate = check_dataset(config.data.val_dataset, classes)
+    data = check_datasets(config.data.train_dataset, config.data.val_dataset, config.model.num_classes)
+    classes, images_to_train = data.num_classes, data.train_images
     batch_size, parts = deal_step(
         training.batch_size, training.global_batch_size, images=images_to_train, processes=processes
     )
@@ -83,7 +83,7 @@ def train(config: Config) -> None:
     decoder = create_decoder(config)
     fields = pipelines(decoder, device)
     train_loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
-    val_loader = create_val_loader(config, processes)
+    val_loader = create_val_loader(config, processes, data.val_numbers)
     averaged = {"ema": average} if average else {}
     run = Run(
         Path(config.logging.folder),
@@ -104,7 +104,7 @@ def train(config: Config) -> None:
     print(
         f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {classes:,} classes; {images_to_train:,} images, "
         f"{images_a_step:,} a step ({processes.count} processes x {parts} x {batch_size}), {training.epochs} epochs, "
-        f"{min(resolutions)} to {max(resolutions)} px, {augmentation(asdict(config))}; {images_to_validate:,} to "
+        f"{min(resolutions)} to {max(resolutions)} px, {augmentation(asdict(config))}; {data.val_images:,} to "
         f"validate on; {device.type}, {precision}, about {size / 2**30:.1f} GiB each"
     )
 
@@ -192,11 +192,11 @@ def create_decoder(config: Config) -> CropMixRGBImageDecoder:
     )
 
 
-def create_val_loader(config: Config, processes: Processes) -> Loader:
-    """The centres of the validation images."""
-    side = config.validation.resolution
+def create_val_loader(config: Config, processes: Processes, numbers: Sequence[int] | None = None) -> Loader:
+    """The centres of the validation images, and their labels by `numbers`, see `match_classes`."""
+    side, batch_size = config.validation.resolution, config.validation.batch_size
     decoder = CenterCropRGBImageDecoder((side, side), ratio=config.validation.crop_ratio)
-    return validation_loader(config.data, decoder, batch_size=config.validation.batch_size, processes=processes)
+    return validation_loader(config.data, decoder, batch_size=batch_size, processes=processes, numbers=numbers)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ffcv_cropmix.data.convert import convert, estimate, skipped_path
 from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.data.replacing import followed
-from ffcv_cropmix.data.sidecar import sidecar_path
+from ffcv_cropmix.data.sidecar import number_as, sidecar_path
 from ffcv_cropmix.data.sources import DATASETS, open_source
 from ffcv_cropmix.errors import Parser, run_program, usage_error
 
@@ -39,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     where = "imagefolder: a folder for each class; webdataset: .tar files, or 'PATTERN'; csv: a file of path,label"
     add("--data_dir", type=Path, help=where, default=show)
     add("--labels", type=Path, help="imagenet_val: WordNet ids, or the devkit's numbers beside meta.mat", default=show)
+    add("--classes_of", type=Path, help="FILE.beton: number the classes as in that file, by name", default=show)
     add("--write_path", type=Path, required=True, help="the .beton file", default=show)
     add("--max_resolution", type=int, default=500, help="reduce the longer side to it, px; 0: leave it")
     modes = ("raw", "jpg", "smart", "proportion")
@@ -67,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of --write_mode proportion")
     add("--dry_run", action="store_true", help="write nothing: say how much it would be", default=show)
     flags = dict.fromkeys(("reencode", "exif_transpose", "dry_run"), False)
-    others = dict.fromkeys(("data_dir", "labels", "smart_threshold", "num_workers"))
+    others = dict.fromkeys(("data_dir", "labels", "classes_of", "smart_threshold", "num_workers"))
     given = parser.parse_args(namespace=argparse.Namespace(**flags, **others))
 
     def require(valid: bool, option: str, rule: str) -> None:
@@ -102,6 +103,8 @@ def main() -> None:
     source = open_source(given.dataset, given.data_dir, given.split, given.labels)
     if given.subset > 0:
         source = replace(source, labels=source.labels[: given.subset], images=source.images[: given.subset])
+    if given.classes_of:
+        source = number_as(source, given.classes_of)
     options = EncodeOptions(
         write_mode=given.write_mode,
         max_resolution=given.max_resolution,

@@ -21,7 +21,7 @@ from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.evaluation.weights import read_weights
-from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.datasets import check_datasets
 from ffcv_cropmix.training.distributed import deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_sgd, mixed_precision
@@ -36,9 +36,8 @@ def train(config: LinearConfig) -> None:
     processes = join(config.data.gpu)
     device = processes.device
     torch.manual_seed(training.seed)
-    classes = count_classes(config.data.train_dataset)
-    images_to_train = check_dataset(config.data.train_dataset, classes)
-    check_dataset(config.data.val_dataset, classes)
+    data = check_datasets(config.data.train_dataset, config.data.val_dataset)
+    classes, images_to_train = data.num_classes, data.train_images
     whole = training.global_batch_size
     batch_size, _ = deal_step(whole, whole, images=images_to_train, processes=processes)
     backbone = create_backbone(config.model)
@@ -57,7 +56,8 @@ def train(config: LinearConfig) -> None:
     decoder = CropMixRGBImageDecoder(side, scale=0.08, number=1, flip_probability=0.5, seed=training.seed)
     fields = pipelines(decoder, device)
     loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
-    validation = validation_loader(config.data, CenterCropRGBImageDecoder(side), batch_size=256, processes=processes)
+    center, numbers = CenterCropRGBImageDecoder(side), data.val_numbers
+    validation = validation_loader(config.data, center, batch_size=256, processes=processes, numbers=numbers)
     run = Run(
         Path(config.logging.folder),
         asdict(config),

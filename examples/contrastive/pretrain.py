@@ -14,7 +14,7 @@ if __name__ == "__main__":
     CONFIG = parse_pretrain()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, MultiViewRGBImageDec
 from ffcv_cropmix.errors import run_program, usage_error
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import DataConfig, ModelConfig
-from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.datasets import check_datasets
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, create_sgd, mixed_precision
@@ -94,9 +94,8 @@ def pretrain(config: PretrainConfig) -> None:
     device = processes.device
     precision = choose_precision(training.precision, device)
     torch.manual_seed(training.seed)
-    classes = count_classes(config.data.train_dataset)
-    images = check_dataset(config.data.train_dataset, classes)
-    check_dataset(config.data.val_dataset, classes)
+    data = check_datasets(config.data.train_dataset, config.data.val_dataset)
+    classes, images = data.num_classes, data.train_images
     whole = training.global_batch_size
     batch_size, _ = deal_step(whole, whole, images=images, processes=processes)
 
@@ -124,7 +123,9 @@ def pretrain(config: PretrainConfig) -> None:
     )
     known = np.random.default_rng(training.seed).permutation(images)[: training.known]
     bank = create_eval_loader(config.data, config.data.train_dataset, training.resolution, processes, np.sort(known))
-    validation = create_eval_loader(config.data, config.data.val_dataset, training.resolution, processes)
+    validation = create_eval_loader(
+        config.data, config.data.val_dataset, training.resolution, processes, numbers=data.val_numbers
+    )
 
     for _ in run.epochs():
         query.train()
@@ -203,7 +204,12 @@ def create_train_loader(config: PretrainConfig, batch_size: int, processes: Proc
 
 
 def create_eval_loader(
-    data: DataConfig, path: str, resolution: int, processes: Processes, indices: np.ndarray | None = None
+    data: DataConfig,
+    path: str,
+    resolution: int,
+    processes: Processes,
+    indices: np.ndarray | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Loader:
     """Batches of the centre of images, uint8 (N, 3, resolution, resolution), and their labels, in every process."""
     return Loader(
@@ -213,7 +219,7 @@ def create_eval_loader(
         os_cache=bool(data.in_memory),
         indices=indices,  # type: ignore[arg-type]
         drop_last=False,
-        pipelines=pipelines(CenterCropRGBImageDecoder((resolution,) * 2), processes.device),
+        pipelines=pipelines(CenterCropRGBImageDecoder((resolution,) * 2), processes.device, numbers),
     )
 
 

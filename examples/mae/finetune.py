@@ -15,6 +15,7 @@ from .config import FinetuneConfig, ModelConfig, options, parse_finetune
 if __name__ == "__main__":
     CONFIG = parse_finetune()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from ffcv_cropmix.errors import run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import augmentation
-from ffcv_cropmix.training.datasets import check_dataset, count_classes
+from ffcv_cropmix.training.datasets import check_datasets
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
@@ -44,9 +45,8 @@ def finetune(config: FinetuneConfig) -> None:
     shape = read_shape(Path(config.weights))
     if config.validation.resolution != shape.resolution:
         usage_error(f"validation.resolution={config.validation.resolution}: the encoder takes {shape.resolution} px")
-    classes = config.num_classes or count_classes(config.data.train_dataset)
-    images_to_train = check_dataset(config.data.train_dataset, classes)
-    images_to_validate = check_dataset(config.data.val_dataset, classes)
+    data = check_datasets(config.data.train_dataset, config.data.val_dataset, config.num_classes)
+    classes, images_to_train = data.num_classes, data.train_images
     processes = join(config.data.gpu)
     torch.manual_seed(training.seed)
     batch_size, parts = deal_step(
@@ -64,7 +64,7 @@ def finetune(config: FinetuneConfig) -> None:
     trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
     fields = pipelines(create_decoder(config, shape), device)
     loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
-    val_loader = create_val_loader(config, shape, processes)
+    val_loader = create_val_loader(config, shape, processes, data.val_numbers)
     run = Run(
         Path(config.logging.folder),
         options(config, shape),
@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig) -> None:
         f"{'linear probe' if config.linear_probe else 'fine-tuning'} of {shape.arch}, {classes:,} classes; "
         f"{images_to_train:,} images, {run.images:,} a step ({processes.count} processes x {parts} x {batch_size}), "
         f"{training.epochs} epochs, {shape.resolution} px, {augmentation(options(config, shape))}; "
-        f"{images_to_validate:,} to validate on; {device.type}, {precision}"
+        f"{data.val_images:,} to validate on; {device.type}, {precision}"
     )
 
     for epoch in run.epochs():
@@ -148,11 +148,14 @@ def create_optimizer(config: FinetuneConfig, network: VisionTransformer) -> torc
     return torch.optim.AdamW(groups, betas=(0.9, training.beta_2), fused=True)
 
 
-def create_val_loader(config: FinetuneConfig, shape: ModelConfig, processes: Processes) -> Loader:
+def create_val_loader(
+    config: FinetuneConfig, shape: ModelConfig, processes: Processes, numbers: Sequence[int] | None = None
+) -> Loader:
     """As train_imagenet.py has it, but bicubic."""
     side = (shape.resolution, shape.resolution)
     decoder = CenterCropRGBImageDecoder(side, ratio=config.validation.crop_ratio, interpolation="bicubic")
-    return validation_loader(config.data, decoder, batch_size=config.validation.batch_size, processes=processes)
+    batch_size = config.validation.batch_size
+    return validation_loader(config.data, decoder, batch_size=batch_size, processes=processes, numbers=numbers)
 
 
 if __name__ == "__main__":

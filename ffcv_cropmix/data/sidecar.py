@@ -6,8 +6,8 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from ..errors import DataError
+from .images import Source
 
 
 @dataclass(kw_only=True)
@@ -105,3 +106,52 @@ def read_sidecar(beton: str | os.PathLike[str]) -> Sidecar | None:
         return None
     except (OSError, ValueError, TypeError, DataError) as error:
         raise DataError(f"{path} is not a sidecar of write_dataset.py: {error}; remove it or write it anew") from None
+
+
+def match_names(
+    own: Sequence[str], labels: np.ndarray, other: Sequence[str], *, path: Any, other_path: Any
+) -> list[int]:
+    """Number classes as another file or model does, by name.
+
+    Args:
+        own: names of the classes, by label.
+        labels: (n,) int, of the samples.
+        other: names of the other's classes, by its labels.
+        path, other_path: where both are from, for messages.
+
+    Returns:
+        The other's label for each of `own`; -1 for those without samples that the other does not have.
+
+    Raises:
+        DataError: the other does not have a class of these samples, or has two of that name.
+    """
+    if list(own) == list(other[: len(own)]):
+        return list(range(len(own)))
+    present = set(np.unique(labels).tolist())
+    used = [name for label, name in enumerate(own) if label in present]
+    numbers = {name: label for label, name in enumerate(other)}
+    unknown = [name for name in used if name not in numbers]
+    if unknown:
+        more = f" and of {len(unknown) - 1} more classes" if len(unknown) > 1 else ""
+        known = ", ".join(map(repr, other[:3])) + (", ..." if len(other) > 3 else "")
+        raise DataError(
+            f"{path} has images of {unknown[0]!r}{more}, which is none of the {len(other)} classes of {other_path} "
+            f"({known}): give the classes of both the same names"
+        )
+    twice = next((name for name in used if used.count(name) > 1 or list(other).count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} and {other_path} number their classes differently, and {twice!r} names more than one")
+    return [numbers.get(name, -1) for name in own]
+
+
+def number_as(source: Source, beton: Path) -> Source:
+    """Number the classes of a source as a .beton file does, by name.
+
+    Raises:
+        DataError: the file has no sidecar, or does not have a class of these samples.
+    """
+    sidecar = read_sidecar(beton)
+    if sidecar is None:
+        raise DataError(f"{sidecar_path(beton)}, which names the classes, is missing")
+    numbers = match_names(source.classes, source.labels, sidecar.classes, path="the source", other_path=beton)
+    return replace(source, classes=sidecar.classes, labels=np.array(numbers, np.int64)[source.labels])

@@ -12,20 +12,40 @@ import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.loader import OrderOption
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+from torch import Tensor, nn
 
 from ..loader import Loader
 from .config import DataConfig
 from .distributed import Processes
 
 
-def pipelines(decoder: Any, device: torch.device) -> dict[str, list[Any]]:
+class Renumber(nn.Module):
+    """Replace labels, int64 (N,), by `numbers[label]`."""
+
+    numbers: Tensor
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("numbers", torch.tensor(numbers))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.numbers[labels]
+
+
+def pipelines(decoder: Any, device: torch.device, numbers: Sequence[int] | None = None) -> dict[str, list[Any]]:
     """What happens to the fields of a sample: images, uint8 (N, 3, H, W), and labels, int64 (N,), on the device.
 
     FFCV copies to the GPU on a stream of its own, while the model works.
+
+    Args:
+        decoder: of the images.
+        device: where batches are needed.
+        numbers: the output of the model for each label, see `datasets.match_classes`; None: labels are outputs.
     """
+    renumber = [] if numbers is None else [Renumber(numbers).to(device)]
     return {
         "image": [decoder, ToTensor(), ToDevice(device), ToTorchImage()],
-        "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device)],
+        "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(device), *renumber],
     }
 
 
@@ -52,8 +72,18 @@ def training_loader(
     )
 
 
-def validation_loader(data: DataConfig, decoder: Any, *, batch_size: int, processes: Processes) -> Loader:
-    """Batches of the validation set, in the file's order: each image in exactly one process."""
+def validation_loader(
+    data: DataConfig, decoder: Any, *, batch_size: int, processes: Processes, numbers: Sequence[int] | None = None
+) -> Loader:
+    """Batches of the validation set, in the file's order: each image in exactly one process.
+
+    Args:
+        data: where it is.
+        decoder: of the images.
+        batch_size: images at once in a process.
+        processes: this one, and how many there are.
+        numbers: see `pipelines`.
+    """
     return Loader(
         data.val_dataset,
         batch_size=batch_size,
@@ -62,5 +92,5 @@ def validation_loader(data: DataConfig, decoder: Any, *, batch_size: int, proces
         order=OrderOption.SEQUENTIAL,
         distributed=processes.count > 1,
         drop_last=False,
-        pipelines=pipelines(decoder, processes.device),
+        pipelines=pipelines(decoder, processes.device, numbers),
     )

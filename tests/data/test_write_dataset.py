@@ -45,6 +45,30 @@ def test_digits(tmp_path: Path) -> None:
     assert {"ffcv", "ffcv_cropmix"} <= sidecar.versions.keys()
 
 
+def test_classes_are_numbered_as_in_another_file(tmp_path: Path, monkeypatch, capsys) -> None:
+    def write(split: str, *options: object) -> list[int]:
+        write = ["--data_dir", tmp_path, "--split", split, "--write_path", tmp_path / f"{split}.beton", *options]
+        monkeypatch.setattr(sys, "argv", ["write_dataset.py", "--num_workers=1", *map(str, write)])
+        runpy.run_path(str(REPOSITORY / "write_dataset.py"), run_name="__main__")
+        return Reader(str(tmp_path / f"{split}.beton")).metadata["f1"].tolist()
+
+    for name in ("train/apple", "train/banana", "train/cherry", "val/banana", "val/cherry", "test/kiwi"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    assert write("train") == [0, 1, 2]
+    train = tmp_path / "train.beton"
+    assert write("val", "--classes_of", train) == [1, 2]
+    sidecar = read_sidecar(tmp_path / "val.beton")
+    assert (sidecar.classes, sidecar.counts) == (["apple", "banana", "cherry"], [0, 1, 1])
+    others = ["--data_dir", tmp_path, "--split=test", "--write_path", tmp_path / "test.beton", "--classes_of"]
+    status, message = _refused(monkeypatch, capsys, *others, train)
+    assert (status, f"has images of 'kiwi', which is none of the 3 classes of {train}" in message) == (1, True)
+    missing = tmp_path / "no.beton"
+    status, message = _refused(monkeypatch, capsys, *others, missing)
+    assert (status, message) == (1, f"error: {missing}.json, which names the classes, is missing")
+    assert not (tmp_path / "test.beton").exists()
+
+
 def _refused(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
     """Exit status and message."""
     monkeypatch.setattr(sys, "argv", ["write_dataset.py", *map(str, arguments)])

@@ -37,7 +37,7 @@ TINY = [f"--model.{key}={value}" for key, value in SHAPE.items()]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name two files of noisy images whose class is their brightest quarter."""
+    """The options that name two files of noisy images whose class is their brightest quarter, numbered otherwise in val."""
     folder = tmp_path_factory.mktemp("quarters")
     chosen = []
     for name, count in {"train": 64, "val": 12}.items():
@@ -45,7 +45,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         images = np.random.default_rng(count).integers(0, 60, (count, 20, 20, 3), np.uint8)
         for image, label in zip(images, labels):
             image[label // 2 * 10 :, label % 2 * 10 :][:10, :10] += 180
-        source = Source([f"quarter {label}" for label in range(CLASSES)], labels, images)
+        names = [f"quarter {label}" for label in range(CLASSES)]
+        if name == "val":
+            names, labels = names[::-1], CLASSES - 1 - labels
+        source = Source(names, labels, images)
         convert(source, folder / f"{name}.beton", EncodeOptions(write_mode="raw"), num_workers=1)
         chosen.append(f"--data.{name}_dataset={folder / name}.beton")
     return [*chosen, "--data.num_workers=1", "--logging.tensorboard=0", "--logging.log_level=0"]

@@ -30,6 +30,7 @@ from ffcv_cropmix.training.distributed import Processes
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = 3
+RAW = EncodeOptions(write_mode="raw")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +39,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("stripes")
     options = []
     for name, count in {"train": 50, "val": 10}.items():
-        labels = np.arange(count) % CLASSES
-        images = np.random.default_rng(count).integers(0, 120, (count, 36, 36, 3), np.uint8)
-        for image, label in zip(images, labels):
-            image[:, label * 12 :][:, :12] += 120
+        images, labels = _stripes(count)
         source = Source([f"third {label}" for label in range(CLASSES)], labels, images)
-        convert(source, folder / f"{name}.beton", EncodeOptions(write_mode="raw"), num_workers=1)
+        convert(source, folder / f"{name}.beton", RAW, num_workers=1)
         options.append(f"--data.{name}_dataset={folder / name}.beton")
     return options
+
+
+def _stripes(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images whose class is their brightest third, and their labels."""
+    labels = np.arange(count) % CLASSES
+    images = np.random.default_rng(count).integers(0, 120, (count, 36, 36, 3), np.uint8)
+    for image, label in zip(images, labels):
+        image[:, label * 12 :][:, :12] += 120
+    return images, labels
+
+
+def _renumbered(data: list[str], path: Path) -> list[str]:
+    """The same data, the classes of the validation set in another order."""
+    images, labels = _stripes(10)
+    convert(Source(["third 1", "third 2", "third 0"], (labels + 2) % 3, images), path, RAW, num_workers=1)
+    return [data[0], f"--data.val_dataset={path}"]
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +144,16 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
 def test_same_seed_same_losses_and_evaluation_at_the_end_only(
     trainer: ModuleType, data: list[str], tmp_path: Path, signals: None
 ) -> None:
+    shuffled = _renumbered(data, tmp_path / "renumbered.beton")  # matched by name: the same figures
     losses = {}
     for name, seed in (("first", 5), ("again", 5), ("other", 6)):
         folder = tmp_path / name
         options = ["--training.epochs=2", "--logging.log_level=0", f"--training.seed={seed}"]
-        trainer.train(parse_config([*TINY, *data, *options, f"--logging.folder={folder}"]))
+        files = shuffled if name == "again" else data
+        trainer.train(parse_config([*TINY, *files, *options, f"--logging.folder={folder}"]))
         lines = _log(folder)
         assert ["top_1" in line for line in lines] == [False, True]
-        losses[name] = [line["train_loss"] for line in lines]
+        losses[name] = [*(line["train_loss"] for line in lines), lines[1]["top_1"], lines[1]["val_loss"]]
     assert losses["first"] == losses["again"]
     assert losses["first"] != losses["other"]
 
