@@ -8,24 +8,26 @@ On several GPUs: torchrun --nproc-per-node=8 train_imagenet.py ... Options: --he
 
 from __future__ import annotations
 
-from ffcv_cropmix.training.config import MAY_DIFFER, Config, augmentation, parse_config
+from ffcv_cropmix.training.config import MAY_DIFFER, Config, ModelConfig, augmentation, parse_config
 
 if __name__ == "__main__":
     CONFIG = parse_config()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.errors import run_program, usage_error
+from ffcv_cropmix.errors import DataError, run_program, usage_error
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
 from ffcv_cropmix.training import compare
-from ffcv_cropmix.training.datasets import check_dataset, check_datasets, count_classes
+from ffcv_cropmix.training.datasets import check_dataset, check_datasets, count_classes, match_classes
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.logs import closing_table
@@ -37,6 +39,7 @@ from ffcv_cropmix.training.models import (
     choose_precision,
     create_network,
     create_sgd,
+    describe,
     estimate_bytes,
     mixed_precision,
     parameter_groups,
@@ -70,6 +73,7 @@ def train(config: Config) -> None:
 
     resolutions = [resolution(epoch, config.resolution) for epoch in range(training.epochs)]
     model = create_model(config, classes, resolutions, processes)
+    describe(model.network, classes=data.classes, **evaluation_options(config))
     average = average_weights(model.network, training.ema_decay) if training.ema_decay else None
     evaluated = NormalizedModel(average.module).to(device) if average else model
     groups = parameter_groups(model, training.weight_decay, bn_wd=bool(training.bn_wd))
@@ -142,10 +146,26 @@ def evaluate_only(config: Config) -> None:
     """Evaluate the weights of `resume` on the validation set."""
     processes = join(config.data.gpu, config.dist if config.training.distributed else None)
     path = Path(config.logging.folder) / "checkpoint.pt" if config.resume == "auto" else Path(str(config.resume))
-    classes = config.model.num_classes or count_classes(config.data.val_dataset)
-    check_dataset(config.data.val_dataset, classes)
-    model = NormalizedModel(create_with_weights(read_weights(path), config.model.arch, classes)).to(processes.device)
-    result = validate(config, model, create_val_loader(config, processes), classes, processes)
+    weights, default = read_weights(path), ModelConfig()
+    arch = weights.arch if config.model.arch == default.arch and weights.arch else config.model.arch
+    for name, given in (("use_blurpool", config.training.use_blurpool), ("cifar_stem", config.model.cifar_stem)):
+        if given and not getattr(weights, name.removeprefix("use_")):
+            raise DataError(f"{path} is of a network without {name}")
+    classes = config.model.num_classes or weights.num_classes or count_classes(config.data.val_dataset)
+    try:
+        network = create_with_weights(weights, arch, classes)
+    except ValueError as error:
+        usage_error(str(error))
+    numbers = match_classes(config.data.val_dataset, weights.classes, path, weights.notes.append)
+    check_dataset(config.data.val_dataset, classes, numbers)
+    for name, value in evaluation_options(config).items():
+        before = getattr(weights, name)
+        if before not in (None, value):
+            weights.notes.append(f"{path} was validated with {name} {before}; the options say {value}")
+    for note in weights.notes:
+        print(note, file=sys.stderr)
+    model = NormalizedModel(network).to(processes.device).to(memory_format=torch.channels_last)
+    result = validate(config, model, create_val_loader(config, processes, numbers), classes, processes)
     print(
         f"top-1 {result.top_1:.2f} %, top-5 {result.top_5:.2f} %, loss {result.loss:.4f}, "
         f"RMS calibration error {result.rms_calibration_error:.2f} %"
@@ -178,6 +198,17 @@ def create_model(config: Config, num_classes: int, resolutions: list[int], proce
     except ValueError as error:
         usage_error(str(error))
     return model
+
+
+def evaluation_options(config: Config) -> dict[str, Any]:
+    """How images are evaluated, as weights are to say."""
+    validation = config.validation
+    return {
+        "resolution": validation.resolution,
+        "crop_ratio": validation.crop_ratio,
+        "interpolation": "bilinear",
+        "flip_tta": bool(validation.lr_tta),
+    }
 
 
 def create_decoder(config: Config) -> CropMixRGBImageDecoder:

@@ -55,15 +55,25 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; a wrong option ends the program with one line and status 2."""
     parser = Parser(prog="python -m ffcv_cropmix.evaluate", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
-    files = "weights: final_weights.pt, checkpoint.pt, torchvision's, the authors'"
+    files = "weights: final_weights.pt, checkpoint.pt, torchvision's, timm's, the authors', ..."
     add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help=files)
     add("--data", type=Path, required=True, metavar="VAL.beton", help="the validation set, with its .json beside it")
-    add("--arch", metavar="NAME", help="torchvision's; default: as params.json beside the checkpoint has it")
+    add("--arch", metavar="NAME", help="torchvision's, or timm/NAME; default: as the weights say")
+    add("--entry", metavar="NAME", help="of a checkpoint with several networks, such as state_dict_ema")
+    add("--classes_of", type=Path, metavar="TRAIN.beton", help="names the outputs of weights that do not name them")
     add("--metrics", nargs="*", choices=METRICS, default=METRICS, help="to measure on --data; default: all")
     for name in VARIANTS:
         add(f"--{name}", type=Path, metavar="DIR", help="a folder of images for each WordNet id")
-    add("--resolution", type=int, metavar="PX", help="side of the images; default: as params.json has it, or 224")
-    add("--flip_tta", action="store_true", help="average the outputs for each image and its mirror image")
+    as_said = "default: as the weights say, else"
+    add("--resolution", type=int, metavar="PX", help=f"side of the images; {as_said} 224")
+    add("--crop_ratio", type=float, metavar="R", help=f"of the centre's side to the shorter side; {as_said} 0.875")
+    add("--interpolation", choices=("bilinear", "bicubic"), help=f"{as_said} bilinear")
+    flip = f"average the outputs for each image and its mirror image; {as_said} --no-flip_tta"
+    add("--flip_tta", action=argparse.BooleanOptionalAction, help=flip)
+    for name in ("mean", "std"):
+        add(
+            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=f"of pixels in [0, 1]; {as_said} ImageNet's"
+        )
     add("--eps", type=float, default=0.007, help="step of FGSM, in units of [0, 1]; default: %(default)s")
     add("--noise_std", type=float, default=0.1, metavar="STD", help="in units of [0, 1]; default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="of the noise; default: %(default)s")
@@ -85,6 +95,9 @@ def parse_arguments() -> argparse.Namespace:
     require(0 <= given.noise_std <= 1, "noise_std", "is in [0, 1]")
     require(0 <= given.seed < 2**64, "seed", "is in [0, 2**64)")
     require(given.resolution is None or given.resolution >= 1, "resolution", "is at least 1")
+    require(given.crop_ratio is None or 0 < given.crop_ratio <= 1, "crop_ratio", "is in (0, 1]")
+    require(min(given.std or [1]) > 0, "std", "is above 0")
+    require((given.mean is None) == (given.std is None), "mean", "and --std are given together")
     require(given.batch_size >= 1, "batch_size", "is at least 1")
     require(1 <= given.num_workers <= cores, "num_workers", f"is in 1 to {cores}, the cores")
     return given
@@ -99,7 +112,13 @@ def main() -> None:
         metrics=list(given.metrics),
         variants={name: getattr(given, name) for name in VARIANTS if getattr(given, name)},
         arch=given.arch,
+        entry=given.entry,
+        classes_of=given.classes_of,
+        mean=given.mean,
+        std=given.std,
         resolution=given.resolution,
+        crop_ratio=given.crop_ratio,
+        interpolation=given.interpolation,
         flip_tta=given.flip_tta,
         eps=given.eps,
         noise_std=given.noise_std,
@@ -116,7 +135,13 @@ def main() -> None:
         published = {name: dict(zip(COLUMNS, figures, strict=True)) for name, figures in PUBLISHED.items()}
         print(json.dumps({"data": str(given.data), "images": len(data), "results": results, "published": published}))
     else:
-        print(f"{given.data}: {len(data):,} images of {len(data.classes):,} classes\n\n{table(results)}")
+        print(f"{given.data}: {len(data):,} images of {len(data.classes):,} classes")
+        for result in results:
+            print(
+                "{checkpoint}: {arch}, {resolution} px, central {crop_ratio:.4g}, {interpolation}, ".format(**result)
+                + ("with mirror images" if result["flip_tta"] else "one view")
+            )
+        print(f"\n{table(results)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from .config import MAY_DIFFER, LinearConfig, parse_linear
 if __name__ == "__main__":
     CONFIG = parse_linear()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,9 +19,9 @@ import torch
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
-from ffcv_cropmix.errors import DataError, run_program
+from ffcv_cropmix.errors import run_program
 from ffcv_cropmix.evaluation.accuracy import evaluate
-from ffcv_cropmix.evaluation.weights import read_weights
+from ffcv_cropmix.evaluation.weights import load_weights, read_weights
 from ffcv_cropmix.training.datasets import check_datasets
 from ffcv_cropmix.training.distributed import deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
@@ -41,10 +42,10 @@ def train(config: LinearConfig) -> None:
     whole = training.global_batch_size
     batch_size, _ = deal_step(whole, whole, images=images_to_train, processes=processes)
     backbone = create_backbone(config.model)
-    try:
-        backbone.load_state_dict(read_weights(Path(config.weights)).state)
-    except RuntimeError as error:
-        raise DataError(f"{config.weights} is not of {config.model.arch}: {error}") from error
+    weights = read_weights(Path(config.weights))
+    load_weights(backbone, weights, config.model.arch, without=("fc.",))  # a head of the pre-training
+    for note in weights.notes:
+        print(note, file=sys.stderr)
     features = NormalizedModel(backbone).requires_grad_(False).to(device).eval()
     classifier = nn.Linear(backbone.inplanes, classes).to(device)
     nn.init.normal_(classifier.weight, std=0.01)

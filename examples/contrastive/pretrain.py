@@ -40,7 +40,14 @@ from ffcv_cropmix.training.config import DataConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_datasets
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader
-from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_network, create_sgd, mixed_precision
+from ffcv_cropmix.training.models import (
+    NormalizedModel,
+    choose_precision,
+    create_network,
+    create_sgd,
+    describe,
+    mixed_precision,
+)
 from ffcv_cropmix.training.run import Run
 from ffcv_cropmix.training.schedules import cosine_lr
 
@@ -84,6 +91,7 @@ def create_backbone(model: ModelConfig) -> ResNet:
     if not isinstance(network, ResNet):
         usage_error(f"model.arch={model.arch}: only torchvision's ResNets have a head here")
     network.fc = nn.Identity()
+    describe(network, num_classes=0)  # no head
     return network
 
 

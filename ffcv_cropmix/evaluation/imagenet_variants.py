@@ -29,7 +29,7 @@ class Variant:
     """Those that are the set's, ascending"""
 
     def batches(
-        self, outputs: Sequence[int], side: int, ratio: float, batch_size: int, workers: int
+        self, outputs: Sequence[int], side: int, ratio: float, interpolation: str, batch_size: int, workers: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images, uint8 (N, 3, side, side), and labels, int64 (N,), as places in `outputs`, which ascend.
 
@@ -39,7 +39,8 @@ class Variant:
         Raises:
             DataError: an image cannot be read.
         """
-        load = _loading(transforms.Compose([transforms.Resize(round(side / ratio)), transforms.CenterCrop(side)]))
+        resize = transforms.Resize(round(side / ratio), transforms.InterpolationMode(interpolation))
+        load = _loading(transforms.Compose([resize, transforms.CenterCrop(side)]))
         labels = torch.from_numpy(np.searchsorted(outputs, self.labels))
         with ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(self.files), batch_size):
@@ -60,12 +61,13 @@ def _loading(transform: Callable[[Image.Image], Image.Image]) -> Callable[[Path]
     return load
 
 
-def open_variant(folder: Path, classes: Sequence[str]) -> Variant:
+def open_variant(folder: Path, classes: Sequence[str], where: object = "--data") -> Variant:
     """List the images of a set.
 
     Args:
         folder: with a folder for each class, named as in `classes`.
         classes: WordNet ids by output of the model.
+        where: what names those, for messages.
 
     Raises:
         DataError: it is not there, or a folder is no class of the model.
@@ -75,7 +77,7 @@ def open_variant(folder: Path, classes: Sequence[str]) -> Variant:
     for name in source.classes:
         if name not in number:
             known = ", ".join(classes[:3])
-            raise DataError(f"{folder / name}: {name} is none of the {len(classes)} classes of --data ({known}, ...)")
+            raise DataError(f"{folder / name}: {name} is none of the {len(classes)} classes of {where} ({known}, ...)")
     if len(source.classes) < 2:
         raise DataError(f"{folder} has the images of one class only")
     outputs = np.array([number[name] for name in source.classes])

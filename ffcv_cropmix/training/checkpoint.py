@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, Protocol
 
 import torch
@@ -90,20 +97,106 @@ class Checkpoint:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A dictionary that torch.save wrote, its tensors on the CPU. Only tensors and plain values are unpickled.
+    """Read a dictionary that torch.save wrote, its tensors on the CPU. Only tensors and plain values are unpickled.
 
     Raises:
         DataError: it cannot be read, or holds anything else.
     """
+    content, ignored = read_any(path)
+    if ignored:
+        raise DataError(f"{path} has more in it than tensors and plain values: {', '.join(ignored)}")
+    return content
+
+
+def read_any(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a dictionary that torch.save wrote, or a .safetensors file, without running code from the file.
+
+    Tensors are put on the CPU; plain values, `argparse.Namespace` and paths are unpickled too, and other kinds of
+    dictionaries and lists become plain ones. An object of any other kind becomes an empty placeholder.
+
+    Returns:
+        The dictionary, and the names of those other kinds.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or holds something else.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            start = file.read(64)
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except Exception:  # whatever torch trips over; its message would have the user run the file's code
+    damaged = f"{path} is damaged: its {path.stat().st_size:,} bytes were cut off or changed; copy or download it again"
+    if start.startswith(b"PK") and _broken_archive(path):  # torch.load does not compare checksums
+        raise DataError(damaged)
+    kinds: dict[str, type] = {}
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _load(path, kinds)
+    except Exception as error:  # whatever torch trips over; its message would have the user run the file's code
+        if isinstance(error, _CUT_OFF) or re.search("unexpected EOF|deserializing header", str(error)):
+            raise DataError(damaged if start else f"{path} is no file of weights: it is empty") from None
+        for pattern, reason in _REASONS.items():
+            if found := re.search(pattern, f"{error} {start!r}", re.S):
+                raise DataError(f"{path} {reason.format(*found.groups())}") from None
         raise DataError(f"{path} is no file of weights, or has more in it than tensors and plain values") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} has no weights: it holds a {type(content).__name__}")
-    return content
+        raise DataError(f"{path} has no weights: it holds a {type(content).__name__}, not a state dict")
+    return content, sorted(name for name, kind in kinds.items() if kind.__base__ is object)
+
+
+_CUT_OFF = (EOFError, IndexError, OSError, struct.error)
+_REASONS = {
+    "b'version https://git-lfs": "is no file of weights, but Git LFS's pointer to one: git lfs pull",
+    r"unsupported GLOBAL (\S+) whose": "is not loaded: it calls {}, which no file of weights needs",
+    r"Unsupported operand.* b'(?:PK|.x80)": "is written with another pickle protocol than torch.save's own, 2",
+    "No module named 'safetensors'": "needs safetensors, which is not installed: pip install safetensors",
+}
+
+
+def _load(path: Path, kinds: dict[str, type]) -> Any:
+    """torch.load, with placeholders for kinds of objects that it refuses; those are added to `kinds`."""
+    while True:
+        try:
+            safe = torch.serialization.safe_globals([Namespace, PosixPath, PurePosixPath, *kinds.values()])
+            with warnings.catch_warnings(), safe:
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"Unsupported global: GLOBAL (\S+) was not", str(error))
+            nested = re.search(r"Can only (SETITEM|append).*but got <class '(.+?)'>", str(error))
+            if refused and refused[1] not in kinds:
+                kinds[refused[1]] = _placeholder(refused[1], object)
+            elif nested and kinds.get(nested[2], dict).__base__ is object:
+                kinds[nested[2]] = _placeholder(nested[2], OrderedDict if nested[1] == "SETITEM" else list)
+            else:
+                raise
+
+
+def _placeholder(name: str, base: type) -> type:
+    """A class of that name that takes any arguments, and ignores them; dictionaries and lists are then filled."""
+    module, _, own = name.rpartition(".")
+    body: dict[str, Any] = {
+        "__module__": module or "builtins",  # torch leaves that out
+        "__qualname__": own,
+        "__new__": lambda cls, *_, **__: OrderedDict() if base is OrderedDict else base.__new__(cls),  # type: ignore[call-overload]
+        "__init__": lambda *_, **__: None,
+        "__setstate__": lambda *_: None,
+    }
+    return type(own, (base,), body)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = load_file(path)
+    return tensors
+
+
+def _broken_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except Exception:  # whatever zipfile trips over
+        return True
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,15 +93,16 @@ def read_classes(path: str | Path) -> list[str] | None:
     return sidecar.classes if sidecar else None
 
 
-def match_classes(path: str | Path, model: Sequence[str] | None, where: str | Path) -> list[int] | None:
+def match_classes(
+    path: str | Path, model: Sequence[str] | None, where: str | Path, say: Callable[[str], None] = print
+) -> list[int] | None:
     """Compare the classes of a .beton file with those of a model, by name.
-
-    Prints a line if labels have to be renumbered, or if there are no names to compare.
 
     Args:
         path: the file.
         model: names of the classes of the model, by output; None: unknown.
         where: what has those names, for messages.
+        say: gets a line if labels have to be renumbered, or if there are no names to compare.
 
     Returns:
         The model's output for each label of the file, -1 for classes that the file has no images of and the model does
@@ -115,10 +116,10 @@ def match_classes(path: str | Path, model: Sequence[str] | None, where: str | Pa
         nameless = (
             f"{path} has no .json that names its classes" if own is None else f"{where} does not name its classes"
         )
-        print(f"{nameless}: not compared; label k is taken to be output k", flush=True)
+        say(f"{nameless}: classes are not compared; label k is taken to be output k")
         return None
     numbers = match_names(own, open_labelled(path).column("label"), model, path=path, other_path=where)
     if numbers == list(range(len(own))):
         return None
-    print(f"{path} numbers its {len(own)} classes otherwise than {where}: labels are matched by name", flush=True)
+    say(f"{path} numbers its {len(own)} classes otherwise than {where}: labels are matched by name")
     return numbers

@@ -157,8 +157,10 @@ class RunLog:
         )
 
     def save_weights(self, network: nn.Module) -> Path:
-        """Write the network's state dict, on the CPU, to `final_weights.pt`."""
-        state = {key: value.cpu() for key, value in network.state_dict().items()}
+        """Write the network's state dict, with its metadata, on the CPU, to `final_weights.pt`."""
+        state = network.state_dict()
+        for key, value in state.items():
+            state[key] = value.cpu()
         path = self.folder / "final_weights.pt"
         with replacing(path) as (file,):
             torch.save(state, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,6 +26,8 @@ _NORM_LAYERS = (
     nn.RMSNorm,
 )
 _TIMM = "timm/"
+_HALF = ("googlenet", "inception_v3")  # with auxiliary heads; torchvision's weights take images normalised by 0.5
+_DESCRIPTION = "ffcv_cropmix"  # key in the metadata of state dicts
 _BLURPOOL_MIN_CHANNELS = 16  # leaves the stem, whose input is the image, as it is
 
 
@@ -31,9 +35,10 @@ class BlurPoolConv2d(nn.Conv2d):
     """A strided convolution that blurs its input first (Zhang 2019), against aliasing.
 
     The filter is the 3 x 3 binomial, each channel on its own, zero-padded. The keys of the state dict are those of
-    the convolution that it replaces.
+    the convolution that it replaces, and `blur`: a network without the blur does not load them by mistake.
     """
 
+    _version = 2  # of the state dict: 1 had no `blur`
     blur: Tensor
 
     @classmethod
@@ -54,8 +59,15 @@ class BlurPoolConv2d(nn.Conv2d):
         blurred.weight, blurred.bias = conv.weight, conv.bias
         binomial = torch.tensor([1.0, 2.0, 1.0], device=conv.weight.device)
         kernel = torch.outer(binomial, binomial) / 16
-        blurred.register_buffer("blur", kernel.repeat(conv.in_channels, 1, 1, 1), persistent=False)
+        blurred.register_buffer("blur", kernel.repeat(conv.in_channels, 1, 1, 1))
         return blurred
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *others: Any
+    ) -> None:
+        if local_metadata.get("version", 1) < 2:
+            state_dict.setdefault(f"{prefix}blur", self.blur)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(F.conv2d(input, self.blur, padding=1, groups=self.in_channels))
@@ -70,10 +82,49 @@ def apply_blurpool(module: nn.Module) -> None:
             apply_blurpool(child)
 
 
-class NormalizedModel(nn.Module):
-    """`network` behind ImageNet's normalisation: images are uint8 (N, 3, H, W), as the loader delivers them.
+def describe(network: nn.Module, **facts: Any) -> None:
+    """Let the state dict of a network say what its tensors do not, such as the normalisation of its images.
 
-    What is worth saving is `network.state_dict()`, which knows nothing of this wrapper.
+    The description is in the metadata of the state dict, `state_dict._metadata`, which torch.save keeps; `description`
+    reads it. The network refuses a state dict that describes another network, with a DataError; other modules ignore
+    the description.
+
+    Args:
+        network: any module. Copies of it are described as well.
+        facts: added to what was said before: numbers, strings, None, and lists of them.
+    """
+    if not hasattr(network, "description"):
+        network.description = {}  # type: ignore[assignment]
+        network.register_state_dict_post_hook(_add_description)
+        network.register_load_state_dict_pre_hook(_compare_descriptions)
+    network.description |= facts  # type: ignore[operator]
+
+
+def _add_description(module: Any, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
+    metadata[_DESCRIPTION] = dict(module.description)
+
+
+def _compare_descriptions(module: Any, state: Any, prefix: str, metadata: dict[str, Any], *others: Any) -> None:
+    theirs = metadata.get(_DESCRIPTION, {})
+    for name in ("arch", "blurpool", "mean", "std", "classes"):
+        ours = module.description.get(name)
+        if None not in (ours, theirs.get(name)) and theirs[name] != ours:
+            raise DataError(f"the weights are of a network with {name} {theirs[name]}, not {ours}")
+
+
+def description(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `describe` said of the network of a state dict; empty if nothing."""
+    for metadata in getattr(state, "_metadata", {}).values():
+        if _DESCRIPTION in metadata:
+            return dict(metadata[_DESCRIPTION])
+    return {}
+
+
+class NormalizedModel(nn.Module):
+    """`network` behind its normalisation: images are uint8 (N, 3, H, W), as the loader delivers them.
+
+    Mean and standard deviation are those of the network's description, see `describe`, or ImageNet's. What is worth
+    saving is `network.state_dict()`, which has no tensors of this wrapper.
     """
 
     scale: Tensor
@@ -82,7 +133,9 @@ class NormalizedModel(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        mean, std = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        facts: dict[str, Any] = getattr(network, "description", {})
+        mean = torch.tensor(facts.get("mean", IMAGENET_MEAN)).view(1, 3, 1, 1)
+        std = torch.tensor(facts.get("std", IMAGENET_STD)).view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
@@ -106,6 +159,22 @@ def check_arch(arch: str) -> None:
         raise ValueError(f"model.arch: {library} has no architecture {arch!r}; {hint}")
 
 
+def takes_half(arch: str | None) -> bool:
+    """Whether torchvision's weights of an architecture take images normalised by 0.5, unlike others of that name."""
+    return arch in _HALF
+
+
+def with_library(arch: str, *, timm: bool) -> str:
+    """The name of an architecture of a checkpoint: timm/NAME where it is timm's, or not one of torchvision's."""
+    if not timm and arch in torchvision.models.list_models(module=torchvision.models):
+        return arch
+    try:
+        check_arch(_TIMM + arch)
+    except ValueError:
+        return arch
+    return _TIMM + arch
+
+
 def apply_cifar_stem(network: nn.Module) -> None:
     """Make a torchvision ResNet one for images of 32 px, in place: its first convolution 3 x 3, no pooling.
 
@@ -124,7 +193,11 @@ def apply_cifar_stem(network: nn.Module) -> None:
 def create_network(
     arch: str, num_classes: int, *, pretrained: bool = False, blurpool: bool = False, cifar_stem: bool = False
 ) -> nn.Module:
-    """A classifier that takes normalised float images (N, 3, H, W).
+    """A classifier that takes normalised float images (N, 3, H, W), and says of itself what its weights need.
+
+    Its description (see `describe`) has arch, num_classes, blurpool, cifar_stem, and mean and std of the normalisation:
+    ImageNet's, timm's for its architectures, and 0.5 for torchvision's weights of googlenet and inception_v3 (whose
+    `transform_input` computes that from ImageNet's).
 
     Args:
         arch: name of a torchvision classification architecture, such as resnet50, or timm/NAME.
@@ -144,7 +217,18 @@ def create_network(
         apply_cifar_stem(network)
     if blurpool:
         apply_blurpool(network)
+    mean, std = normalization(network, arch, pretrained=pretrained)
+    facts = {"arch": arch, "num_classes": num_classes, "blurpool": blurpool, "cifar_stem": cifar_stem}
+    describe(network, **facts, mean=mean, std=std)
     return network
+
+
+def normalization(network: nn.Module, arch: str, *, pretrained: bool) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that images are normalised by, in units of [0, 1]."""
+    if arch in _HALF and pretrained:
+        return [0.5] * 3, [0.5] * 3
+    published: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's
+    return list(published.get("mean") or IMAGENET_MEAN), list(published.get("std") or IMAGENET_STD)
 
 
 def _create_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
@@ -156,8 +240,8 @@ def _create_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
 
 def _create_torchvision(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
     options: dict[str, Any] = {}
-    if arch in ("googlenet", "inception_v3"):  # auxiliary heads off; pretrained, they expect another normalisation
-        options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained)}
+    if arch in _HALF:
+        options = {"aux_logits": False, "init_weights": True}
     network: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
     if pretrained:
         weights = torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(progress=False, check_hash=True)

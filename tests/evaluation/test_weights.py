@@ -145,8 +145,22 @@ def test_files_without_weights(tmp_path: Path, content: Any, capsys: pytest.Capt
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.pt: no such file or directory"):
         read_weights(tmp_path / "missing.pt")
-    for content in (b"", b"no weights here", b"PK\x03\x04 cut off"):
-        (tmp_path / "text.pt").write_bytes(content)
-        with pytest.raises(DataError, match=r"text\.pt is no file of weights") as error:
-            read_weights(tmp_path / "text.pt")
-        assert "\n" not in str(error.value)
+    whole = {}
+    for zipped in (True, False):  # torch's format, and that before 1.6
+        torch.save({"weight": torch.arange(9999.0)}, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+        whole[zipped] = (tmp_path / "whole.pt").read_bytes()
+    flipped = bytearray(whole[True])
+    flipped[20_000] ^= 1
+    damaged = [b"PK\x03\x04 cut off", flipped, *(file[:end] for file in whole.values() for end in (99, -9999, -1))]
+    messages = {
+        "is no file of weights: it is empty": [b""],
+        "is no file of weights, or has more in it": [b"no weights here", b"<!DOCTYPE html>"],
+        "is no file of weights, but Git LFS's pointer": [b"version https://git-lfs.github.com/spec/v1\noid"],
+        "is damaged: its [0-9,]+ bytes were cut off or changed": damaged,
+    }
+    for message, contents in messages.items():
+        for content in contents:
+            (tmp_path / "text.pt").write_bytes(content)
+            with pytest.raises(DataError, match=rf"text\.pt {message}") as error:
+                read_weights(tmp_path / "text.pt")
+            assert "\n" not in str(error.value)

@@ -37,7 +37,7 @@ TINY = [f"--model.{key}={value}" for key, value in SHAPE.items()]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name two files of noisy images whose class is their brightest quarter, numbered otherwise in val."""
+    """The options that name two files of noisy images whose class is their brightest quarter, numbered otherwise."""
     folder = tmp_path_factory.mktemp("quarters")
     chosen = []
     for name, count in {"train": 64, "val": 12}.items():

@@ -89,7 +89,7 @@ def test_what_cannot_be_compared_is_said(train: str, tmp_path: Path, capsys, nam
     sidecar_path(paths[nameless]).unlink()
     data = check_datasets(paths["train"], paths["val"])
     assert (data.num_classes, data.val_numbers) == (1000 if nameless == "train" else 4, None)
-    assert "not compared; label k is taken to be output k" in capsys.readouterr().out
+    assert "classes are not compared; label k is taken to be output k" in capsys.readouterr().out
 
 
 def test_labels_that_a_sidecar_does_not_name(train: str, tmp_path: Path) -> None:

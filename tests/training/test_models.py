@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -10,16 +11,23 @@ import torch
 import torchvision
 from torch import nn
 
+from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.training.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     BlurPoolConv2d,
     NormalizedModel,
     apply_blurpool,
+    average_weights,
     check_arch,
     check_resolutions,
     create_network,
     create_sgd,
+    describe,
+    description,
     estimate_bytes,
     mixed_precision,
+    normalization,
     parameter_groups,
 )
 
@@ -60,12 +68,82 @@ def test_blurpool_replaces_strided_convolutions_of_16_channels_or_more_only() ->
     assert [isinstance(module, BlurPoolConv2d) for module in small] == [False, True, False]
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v3_small"])
-def test_weights_with_blurpool_are_plain_torchvision_weights(arch: str) -> None:
-    model = NormalizedModel(create_network(arch, 10, blurpool=True))
-    plain = torchvision.models.get_model(arch, num_classes=10)
-    assert list(model.network.state_dict()) == list(plain.state_dict())
-    plain.load_state_dict(model.network.state_dict())  # strict
+def test_weights_with_blurpool_are_refused_by_networks_without() -> None:
+    network = create_network("resnet18", 10, blurpool=True)
+    state, plain = network.state_dict(), torchvision.models.resnet18(num_classes=10)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*layer2\.0\.conv1\.blur"):
+        plain.load_state_dict(state)
+    other = create_network("resnet18", 10, blurpool=True)
+    other.load_state_dict(state)
+    assert torch.equal(other.fc.weight, network.fc.weight)
+    before = {key: value for key, value in state.items() if not key.endswith(".blur")}  # as 0.1.0 wrote them
+    other.load_state_dict(before)
+    plain.load_state_dict(before)
+
+
+def _saved(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict after a way through a file."""
+    file = BytesIO()
+    torch.save({"ema": average_weights(network, 0.9).state_dict(), "model": network.state_dict()}, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=True)
+    assert description(read["ema"]) == description(read["model"])
+    return read["model"]
+
+
+def test_a_state_dict_describes_its_network() -> None:
+    network = create_network("resnet18", 10, cifar_stem=True)
+    describe(network, classes=["a", "b"])
+    state = _saved(network)
+    assert description(state) == {
+        **{"arch": "resnet18", "num_classes": 10, "blurpool": False, "cifar_stem": True, "classes": ["a", "b"]},
+        **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    }
+    assert description(torchvision.models.resnet18().state_dict()) == description({}) == {}
+    plain = torchvision.models.resnet18(num_classes=10)
+    plain.conv1 = nn.Conv2d(3, 64, 3, bias=False)
+    plain.load_state_dict(state)  # other modules ignore it
+    for facts in ({"classes": ["b", "a"]}, {"mean": [0.5] * 3}, {"arch": "resnet34"}):
+        describe(network, **facts)
+        with pytest.raises(DataError, match=rf"the weights are of a network with {next(iter(facts))} \S+.*, not "):
+            network.load_state_dict(state)
+        describe(network, **description(state))
+
+
+def test_pretrained_networks_get_the_images_that_torchvision_gives_them(monkeypatch) -> None:
+    arch = "googlenet"
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(arch, init_weights=False, transform_input=True)
+    for module in theirs.eval().modules():  # as far from normalised by themselves as they are after a training
+        if isinstance(module, nn.BatchNorm2d):
+            module.train().momentum = None
+    theirs(torch.rand(2, 3, 96, 96))
+    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda *_, **__: theirs.state_dict())
+    ours = create_network(arch, 1000, pretrained=True)
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    normalized = torchvision.transforms.functional.normalize(images / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    with torch.no_grad():
+        expected = theirs.eval()(normalized)
+        torch.testing.assert_close(NormalizedModel(ours).eval()(images), expected, atol=1e-4, rtol=1e-4)
+        other = create_network(arch, 1000)
+        describe(other, **description(_saved(ours)))
+        other.load_state_dict(_saved(ours))
+        torch.testing.assert_close(NormalizedModel(other).eval()(images), expected, atol=1e-4, rtol=1e-4)
+    for name, half in (("inception_v3", True), ("resnet18", False)):
+        mean, std = normalization(nn.Identity(), name, pretrained=True)
+        assert (mean == std == [0.5] * 3) == half
+
+
+def test_timms_normalisation() -> None:
+    timm = pytest.importorskip("timm")
+    for name, mean in (("vit_tiny_patch16_224", [0.5] * 3), ("resnet18", list(IMAGENET_MEAN))):
+        assert timm.get_pretrained_cfg(name).mean == tuple(mean)
+        network = create_network(f"timm/{name}", 5)
+        assert description(network.state_dict())["mean"] == mean
+        model, std = NormalizedModel(network), torch.tensor(network.pretrained_cfg["std"])
+        white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8) * model.scale + model.shift
+        torch.testing.assert_close(white[0, :, 0, 0], (1 - torch.tensor(mean)) / std)
 
 
 def test_blurpool_keeps_initial_weights_and_random_numbers() -> None:

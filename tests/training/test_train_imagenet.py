@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,12 @@ from ffcv_cropmix.data.convert import convert
 from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.errors import DataError, run_program
+from ffcv_cropmix.evaluation.suite import Settings, ValidationSet, measure
 from ffcv_cropmix.training.checkpoint import read
 from ffcv_cropmix.training.compare import read_run, table
 from ffcv_cropmix.training.config import parse_config
 from ffcv_cropmix.training.distributed import Processes
+from ffcv_cropmix.training.models import create_network
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = 3
@@ -124,8 +127,10 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
     assert json.loads((folder / "params.json").read_text())["cropmix"]["scale"] == 0.3
 
     assert lines[0]["waiting"] >= 0
-    weights = torch.load(folder / "final_weights.pt", weights_only=True)
-    torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(weights)
+    weights = _weights(folder)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*layer2\.0\.conv1\.blur"):
+        torchvision.models.resnet18(num_classes=CLASSES).load_state_dict(weights)
+    create_network("resnet18", CLASSES, blurpool=True).load_state_dict(weights)
     assert weights["bn1.num_batches_tracked"] == 9  # three steps of three epochs
 
     printed = result.stdout.splitlines()
@@ -234,17 +239,35 @@ def test_the_average_is_evaluated_and_kept(trainer: ModuleType, data: list[str],
 
 
 def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys, signals: None) -> None:
-    run = [*TINY, *data, "--training.epochs=1", "--training.ema_decay=0.75", f"--logging.folder={tmp_path}"]
+    view, folder = ["--validation.resolution=40", "--validation.crop_ratio=0.6"], tmp_path / "run"
+    run = [*TINY, *data, *view, "--training.epochs=1", "--training.ema_decay=0.75", f"--logging.folder={folder}"]
     trainer.train(parse_config(run))
-    [line] = _log(tmp_path)
-    before = sorted(tmp_path.iterdir())
+    [line] = _log(folder)
+    before = sorted(folder.iterdir())
+    other, renumbered = tmp_path / "other", _renumbered(data, tmp_path / "renumbered.beton")
+    other.mkdir()
+    sets = [ValidationSet(Path(files[1].partition("=")[2])) for files in (data, renumbered)]
     for file in ("checkpoint.pt", "final_weights.pt"):
-        capsys.readouterr()
-        trainer.evaluate_only(parse_config([*run, "--training.eval_only=1", f"--resume={tmp_path / file}"]))
-        assert capsys.readouterr().out.startswith(
-            f"top-1 {line['top_1']:.2f} %, top-5 100.00 %, loss {line['val_loss']:.4f}"
-        )
-    assert sorted(tmp_path.iterdir()) == before
+        shutil.copy(folder / file, other)  # without params.json: the weights say what they need
+        for files, validation in zip((data, renumbered), sets):
+            capsys.readouterr()
+            options = [*files, *view, "--data.num_workers=1", "--training.eval_only=1", f"--resume={other / file}"]
+            trainer.evaluate_only(parse_config([*options, "--logging.folder=unused"]))
+            assert capsys.readouterr().out.startswith(
+                f"top-1 {line['top_1']:.2f} %, top-5 100.00 %, loss {line['val_loss']:.4f}"
+            )
+            result = measure(other / file, validation, Settings(metrics=["clean", "rms"], variants={}, num_workers=1))
+            assert result["clean"] == pytest.approx(line["top_1"], abs=1e-4)
+            assert result["rms"] == pytest.approx(line["rms_calibration_error"], abs=1e-3)
+            assert (result["resolution"], result["crop_ratio"], result["flip_tta"]) == (40, 0.6, True)
+    assert sorted(folder.iterdir()) == before
+    trainer.evaluate_only(
+        parse_config([*options[:2], options[-1], "--training.eval_only=1", "--logging.folder=unused"])
+    )
+    printed = capsys.readouterr().err
+    assert f"{other / file} was validated with resolution 40; the options say 224" in printed
+    with pytest.raises(DataError, match=r"final_weights\.pt is of a network without cifar_stem"):
+        trainer.evaluate_only(parse_config([*options, "--model.cifar_stem=1", "--logging.folder=unused"]))
     with pytest.raises(DataError, match=r"is not of resnet34: it lacks layer1\.2"):
         options = ["--training.eval_only=1", "--resume=auto", "--model.arch=resnet34"]
         trainer.evaluate_only(parse_config([*run, *options]))
