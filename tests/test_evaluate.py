@@ -19,7 +19,7 @@ from torchvision import transforms
 from ffcv_cropmix import MixPlan, cropmix, evaluate
 from ffcv_cropmix.errors import run_program
 from ffcv_cropmix.evaluation.suite import Settings, ValidationSet, _noisy, _replaced
-from ffcv_cropmix.training.models import IMAGENET_MEAN, IMAGENET_STD
+from ffcv_cropmix.training.models import IMAGENET_MEAN, IMAGENET_STD, create_network, describe
 from tests.betons import COUNT, photo
 
 SIDE, EPS, STD = 32, 0.02, 0.4
@@ -202,6 +202,38 @@ def test_table(run, sealed, checkpoint: Path) -> None:
     assert out.count(f"\n{checkpoint} ") == 2
 
 
+def test_weights_say_what_they_need(run, sealed, checkpoint: Path, network, images: Tensor, tmp_path: Path) -> None:
+    """In a folder of their own: their classes, in another order, their normalisation, and how they were evaluated."""
+    order = np.random.default_rng(0).permutation(COUNT + 1)  # one more than the file has
+    changed = create_network("resnet18", COUNT + 1)
+    state = network.state_dict()
+    for name in ("fc.weight", "fc.bias"):
+        state[name] = torch.cat([state[name], state[name][:1] - 50])[order]
+    mean, std = [0.3, 0.5, 0.4], [0.5, 0.2, 0.3]
+    facts = {"resolution": SIDE, "crop_ratio": 0.875, "interpolation": "bilinear", "flip_tta": False}
+    describe(changed, classes=[f"class {label}" for label in order], mean=mean, std=std, **facts)
+    changed.load_state_dict(state)
+    torch.save(changed.state_dict(), tmp_path / "weights.pt")
+    options = ["--checkpoint", tmp_path / "weights.pt", "--data", sealed["raw"], "--metrics", "clean", "--json"]
+    status, out, error = run(*options, "--imagenet_sketch", _folders(tmp_path / "few", [35, 8])[0])
+    assert status == 0, error
+    assert "labels are matched by name" in error
+    (result,) = json.loads(out)["results"]
+    with torch.no_grad():
+        found = order[changed.eval()(transforms.Normalize(mean, std)(images)).argmax(1).numpy()]
+    assert result["clean"] == pytest.approx(100 * (found == np.arange(COUNT)).mean(), abs=0.01)
+    assert 0 < result["clean"] < 100
+    assert result["imagenet_sketch"] > 0
+    assert (result["arch"], result["mean"], result["std"], result["resolution"]) == ("resnet18", mean, std, SIDE)
+    for option, message in {
+        "--mean 0.5 0.5 0.5 --std 0.5 0.2 0.3": "--mean: ",
+        "--arch resnet34": "is not of resnet34",
+        f"--classes_of {sealed['raw']}": "--classes_of: ",
+    }.items():
+        status, _, error = run(*options, *option.split())
+        assert (status, message in error, error.count("\n")) == (1, True, 1)
+
+
 def test_mistakes_are_one_line(run, sealed, betons, checkpoint: Path, tmp_path: Path) -> None:
     def refused(*arguments: object, data: Path = sealed["raw"], file: Path = checkpoint) -> tuple[int, str]:
         status, out, error = run("--checkpoint", file, "--data", data, "--metrics", *arguments)
@@ -223,8 +255,13 @@ def test_mistakes_are_one_line(run, sealed, betons, checkpoint: Path, tmp_path: 
         1,
         f"error: {tmp_path}/missing.pt: no such file or directory\n",
     )
-    (tmp_path / "params.json").write_text('{"model": {"arch": "resnet18", "num_classes": 10}}')
-    assert refused(file=lone) == (1, f"error: {lone} is of 10 classes, {sealed['raw']} of {COUNT}\n")
+    for count in (10, 40):
+        (tmp_path / "params.json").write_text(json.dumps({"model": {"arch": "resnet18", "num_classes": count}}))
+        assert refused(file=lone) == (
+            1,
+            f"error: {lone} is of {count} classes and does not name them, {sealed['raw']} has {COUNT}: "
+            "--classes_of TRAIN.beton names them\n",
+        )
     for option, value in (("eps", 2), ("noise_std", -1), ("batch_size", 0), ("num_workers", 999), ("resolution", 0)):
         status, error = refused(f"--{option}={value}")
         assert (status, f"--{option} is" in error, str(value) in error) == (2, True, True)

@@ -229,7 +229,7 @@ def load_weights(
         weights: see `read_weights`.
         what: the network, for messages.
         size: what its shapes depend on, likewise.
-        entry: the prefix, or where it begins: "state_dict_ema".
+        entry: the prefix, or a part of it, such as "state_dict_ema".
         without: prefixes of further tensors of the file that the network does not have.
 
     Raises:
@@ -248,14 +248,19 @@ def load_weights(
             raise DataError(f"{path} is not of {what}: it lacks {key}{f' and {count} more' if count else ''}")
     left = sorted(found.keys() - own.keys())
     left_out = [key for key in left if key.startswith((*_AUXILIARY, *without))]
-    if left_out:
-        weights.notes.append(
-            f"left out of {path}: {left_out[0]}{f' and {len(left_out) - 1} more' if left_out[1:] else ''}"
-        )
     further = [key for key in left if key not in left_out]
     if further:
         more = f" and {len(further) - 1} more" if further[1:] else ""
         raise DataError(f"{path} is not of {what}: it also has {further[0]}{more}")
+    broken = next((key for key in needed if not found[key].isfinite().all()), None)
+    if broken:
+        raise DataError(f"{path}: {broken} has values that are not finite: the training had failed")
+    around = prefix.partition(".")[0] + "."  # the entry of the checkpoint
+    left_out += [key for key in weights.tensors if key.startswith(around) and not key.startswith(prefix)]
+    left_out = [key for key in left_out if not key.endswith("n_averaged")]  # a counter of torch's AveragedModel
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if left_out[1:] else ""
+        weights.notes.append(f"left out of {path}: {left_out[0]}{more}")
     network.load_state_dict({key: found.get(key, value) for key, value in own.items()})
 
 
@@ -265,7 +270,7 @@ def _prefix(weights: Weights, needed: list[str], what: str, entry: str | None) -
     counts = {
         prefix: sum(prefix + key in weights.tensors for key in needed)
         for prefix in prefixes
-        if entry is None or prefix == entry or prefix.startswith(f"{entry}.")
+        if entry is None or f".{entry}." in f".{prefix}"
     }
     if not counts:
         has = ", ".join(sorted({key.partition(".")[0] for key in weights.tensors})[:5])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
-from ffcv_cropmix.training.models import create_network
+from ffcv_cropmix.evaluation.weights import create_with_weights, load_weights, read_weights
+from ffcv_cropmix.training.models import IMAGENET_MEAN, create_network
 
 State = dict[str, Tensor]
 
@@ -105,6 +110,143 @@ def test_blurred_convolutions_of_ffcv_imagenet(tmp_path: Path) -> None:
     assert loaded.state_dict().keys() == create_network("resnet18", 4, blurpool=True).state_dict().keys()
 
 
+def _kind(name: str, base: type = object) -> Any:
+    """A class of a library that is not installed, once `_save` is done."""
+    made = type(name, (base,), {"__module__": "some_library"})
+    setattr(sys.modules.setdefault("some_library", ModuleType("some_library")), name, made)
+    return made
+
+
+def _save(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    sys.modules.pop("some_library", None)
+    return path
+
+
+def _without_head(state: State) -> State:
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+TIMM: dict[str, Any] = {
+    "model": "resnet18",
+    "num_classes": 4,
+    "mean": None,
+    "std": None,
+    "interpolation": "",
+    "crop_pct": None,
+}
+OTHERS: dict[str, tuple[Callable[[State], Any], dict[str, Any], list[str]]] = {
+    "timm's, averaged": (
+        lambda state: {
+            **{"epoch": 1, "arch": "resnet18", "state_dict": _zeros(state), "state_dict_ema": state},
+            **{"args": Namespace(**TIMM, output=Path("x")), "metric": np.float64(77)},
+        },
+        {"arch": "timm/resnet18", "num_classes": 4},
+        ["left out of .*: numpy", "state_dict_ema is taken, not state_dict"],
+    ),
+    "timm's": (
+        lambda state: {
+            **{"arch": "resnet18", "state_dict": state},
+            "args": Namespace(
+                **TIMM | {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0, "interpolation": "bicubic"}
+            ),
+        },
+        {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_ratio": 1.0, "interpolation": "bicubic"},
+        [],
+    ),
+    "torchvision's": (
+        lambda state: {
+            **{"model": _zeros(state), "model_ema": {"n_averaged": torch.tensor(3), **_prefixed("module.", state)}},
+            "args": Namespace(model="resnet18", val_crop_size=32, val_resize_size=40, interpolation="bilinear"),
+        },
+        {"arch": "resnet18", "resolution": 32, "crop_ratio": 0.8},
+        [r"model_ema\.module is taken, not model"],
+    ),
+    "Lightning's": (
+        lambda state: {
+            "state_dict": {**_prefixed("model.", state), "criterion.weight": torch.ones(4)},
+            **{
+                "hyper_parameters": _kind("Options", dict)(lr=0.1),
+                "loops": {_kind("Loop")(): _kind("List", list)([1])},
+            },
+        },
+        {},
+        [
+            r"as neither tensors nor plain values: some_library\.Loop$",
+            r"left out of .*: state_dict\.criterion\.weight$",
+        ],
+    ),
+    "Composer's": (
+        lambda state: {
+            "state": {"model": _prefixed("module.", state), "timestamp": _kind("Time")()},
+            "rng": [{"cuda": [torch.get_rng_state()]}],
+        },
+        {},
+        [r"some_library\.Time"],
+    ),
+    "this trainer's": (
+        lambda state: {
+            **{"model": _zeros(state), "ema": {**_prefixed("module.", state), "n_averaged": torch.tensor(5)}},
+            "options": {"model.arch": "resnet18", "validation.crop_ratio": 1, "validation.lr_tta": 1},
+        },
+        {"arch": "resnet18", "crop_ratio": 1, "flip_tta": True, "mean": list(IMAGENET_MEAN)},
+        [r"ema\.module is taken, not model"],
+    ),
+    "before counters": (lambda state: {k: v for k, v in state.items() if "num_batches" not in k}, {}, []),
+    "parameters": (lambda state: {k: nn.Parameter(v.float()) for k, v in state.items()}, {}, []),
+    "parts compiled": (lambda state: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in state.items()}, {}, []),
+}
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_checkpoints_of_others(form: str, state: State, tmp_path: Path) -> None:
+    make, facts, notes = OTHERS[form]
+    weights = read_weights(_save(make(state), tmp_path / "weights.pt"))
+    assert {name: getattr(weights, name) for name in facts} == facts
+    loaded = create_with_weights(weights, "resnet18", 4).state_dict()
+    counted = [key for key in state if form != "before counters" or "num_batches" not in key]
+    assert all(torch.equal(loaded[key], state[key]) for key in counted)
+    assert len(weights.notes) == len(notes)
+    assert all(re.search(pattern, note) for pattern, note in zip(notes, weights.notes))
+
+
+def test_safetensors(state: State, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(state, path)
+    loaded = create_with_weights(read_weights(path), "resnet18", 4).state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"model\.safetensors is damaged"):
+        read_weights(path)
+
+
+def test_several_networks(state: State, tmp_path: Path) -> None:
+    both = {**_prefixed("student.", state), **_prefixed("teacher.", _zeros(state))}
+    weights = read_weights(_save({"state_dict": both}, tmp_path / "two.pt"))
+    choices = r"two\.pt has several networks that fit resnet18: choose one with --entry: \S+student, \S+teacher"
+    with pytest.raises(DataError, match=choices):
+        create_with_weights(weights, "resnet18", 4)
+    assert create_with_weights(weights, "resnet18", 4, entry="teacher").fc.weight.count_nonzero() == 0
+    with pytest.raises(DataError, match=r"it has no conv1\.weight in other"):
+        create_with_weights(weights, "resnet18", 4, entry="other")
+
+
+def test_mocos_query_encoder_is_a_backbone(state: State, tmp_path: Path) -> None:
+    queries, keys = (_without_head(of) for of in (state, _zeros(state)))
+    both = {**_prefixed("module.encoder_q.", queries), **_prefixed("module.encoder_k.", keys)}
+    both |= {"module.encoder_q.fc.0.weight": torch.ones(2), "module.queue": torch.ones(3)}
+    weights = read_weights(_save({"arch": "resnet18", "state_dict": both}, tmp_path / "moco.pt"))
+    with pytest.raises(DataError, match=r"moco\.pt is not of resnet18: it lacks fc.weight and 1 more"):
+        create_with_weights(weights, "resnet18", 4)
+    backbone = torchvision.models.resnet18()
+    backbone.fc = nn.Identity()
+    load_weights(backbone, weights, "resnet18", without=("fc.",))
+    assert torch.equal(backbone.conv1.weight, state["conv1.weight"])
+    assert re.search(r"encoder_q is taken, not \S+encoder_k", weights.notes[-2])
+    assert re.search(r"left out of .*: fc\.0\.weight and \d+ more", weights.notes[-1])
+
+
 def _changed(state: State, **changes: Tensor | None) -> State:
     return {key: value for key, value in {**state, **changes}.items() if value is not None}
 
@@ -117,6 +259,7 @@ def _changed(state: State, **changes: Tensor | None) -> State:
             r"fc\.weight is \(9, 512\), that of resnet18 with 4 classes is \(4,",
         ),
         ({"bn1.bias": None}, r"weights\.pt is not of resnet18: it lacks bn1\.bias$"),
+        ({"fc.bias": torch.full((4,), torch.nan)}, r"weights\.pt: fc\.bias has values that are not finite"),
         ({"more": torch.zeros(1), "yet": torch.zeros(1)}, r"it also has more and 1 more$"),
     ],
 )
