@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.errors import DataError, run_program, usage_error
+from ffcv_cropmix.errors import DataError, run_program, usage_error, wrong_options
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
 from ffcv_cropmix.training import compare
@@ -152,10 +152,8 @@ def evaluate_only(config: Config) -> None:
         if given and not getattr(weights, name.removeprefix("use_")):
             raise DataError(f"{path} is of a network without {name}")
     classes = config.model.num_classes or weights.num_classes or count_classes(config.data.val_dataset)
-    try:
+    with wrong_options():
         network = create_with_weights(weights, arch, classes)
-    except ValueError as error:
-        usage_error(str(error))
     numbers = match_classes(config.data.val_dataset, weights.classes, path, weights.notes.append)
     check_dataset(config.data.val_dataset, classes, numbers)
     for name, value in evaluation_options(config).items():
