@@ -12,19 +12,24 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ffcv_cropmix.data.convert import convert, estimate, skipped_path
 from ffcv_cropmix.data.encode import EncodeOptions
+from ffcv_cropmix.data.folders import listed
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.data.replacing import followed
 from ffcv_cropmix.data.sidecar import number_as, sidecar_path
 from ffcv_cropmix.data.sources import DATASETS, open_source
 from ffcv_cropmix.errors import Parser, run_program, usage_error
+
+_SHOWN = 10  # classes without images
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,8 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     require(given.chunk_size >= 1, "chunk_size", "is at least 1")
     require(given.subset == -1 or given.subset >= 1, "subset", "is at least 1, or -1")
     require(given.write_path.parent.is_dir(), "write_path", "is a file in a folder that exists")
-    taken = given.write_path.is_dir() or sidecar_path(given.write_path).is_dir()
-    require(not taken, "write_path", "is a file, and so is the .json beside it")
+    beside = (given.write_path, sidecar_path(given.write_path), skipped_path(given.write_path))
+    require(not any(map(os.path.isdir, beside)), "write_path", "is a file, and so is the .json beside it")
     given.write_path = followed(given.write_path)
     return given
 
@@ -100,7 +105,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
     Image.MAX_IMAGE_PIXELS = None  # large images are welcome
     started = time.perf_counter()
-    source = open_source(given.dataset, given.data_dir, given.split, given.labels)
+    source = open_source(given.dataset, given.data_dir, given.split, given.labels, given.on_error)
     if given.subset > 0:
         source = replace(source, labels=source.labels[: given.subset], images=source.images[: given.subset])
     if given.classes_of:
@@ -132,11 +137,22 @@ def main() -> None:
         print(f"{done.damaged:,} JPEG files are encoded anew: they are damaged, but could be decoded")
     if done.skipped:
         print(f"{len(done.skipped):,} images were skipped: {skipped_path(given.write_path)} names them")
+    say_what_is_not_taken(source, done.rows)
+
+
+def say_what_is_not_taken(source: Source, rows: Sequence[int]) -> None:
+    """What was found and is not taken, and the classes that so have no images."""
+    if source.left_out:
+        print(f"left out: {listed(source.left_out)}")
+    empty = np.flatnonzero(np.bincount(source.labels[rows], minlength=len(source.classes)) == 0)
+    if len(empty):
+        names = ", ".join(source.classes[label] for label in empty[:_SHOWN])
+        print(f"{len(empty):,} classes have no images: {names}{', ...' * (len(empty) > _SHOWN)}")
 
 
 def say_what_would_be_written(path: Path, source: Source, options: EncodeOptions, workers: int) -> None:
     guess = estimate(source, options)
-    for name, reason in guess.failed:
+    for name, reason in (*source.skipped, *guess.failed):
         print(f"{name} cannot be converted: {reason}", file=sys.stderr)
     print(
         f"{path} would have {len(source):,} images of {len(source.classes):,} classes and about "
@@ -144,6 +160,9 @@ def say_what_would_be_written(path: Path, source: Source, options: EncodeOptions
         f"{timedelta(seconds=round(guess.seconds / workers))} with {workers} processes: of {guess.tried} images tried, "
         f"{len(guess.failed)} cannot be converted"
     )
+    if source.skipped:
+        print(f"{len(source.skipped):,} more would be skipped")
+    say_what_is_not_taken(source, range(len(source)))
 
 
 if __name__ == "__main__":

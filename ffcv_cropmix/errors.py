@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ def wrong_options() -> Iterator[None]:
         usage_error(str(error))
 
 
+def printable(text: str) -> str:
+    """A text that any UTF-8 file or terminal takes: what is not UTF-8 in the name of a file, as \\udce9 for byte E9."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser without abbreviations, whose errors are one line, without the usage, and status 2."""
 
@@ -47,8 +53,12 @@ class Parser(argparse.ArgumentParser):
 def run_program(main: Callable[[], None]) -> None:
     """Run a command line program: the user's mistakes end in one line on stderr, not in a traceback.
 
+    What stdout cannot encode, such as the name of a file that is not UTF-8, is printed as an escape sequence.
+
     Exit status 1 for a `DataError`, 130 for an interrupt; a wrong option is a `usage_error`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
     try:
         main()
     except DataError as error:

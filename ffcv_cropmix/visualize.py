@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .data.folders import numbered_images
 from .data.images import decode_rgb
 from .data.replacing import replacing
-from .errors import DataError, Parser, run_program, usage_error, wrong_options
+from .errors import DataError, Parser, printable, run_program, usage_error, wrong_options
 from .functional import INTERPOLATIONS, Interpolation, cropmix
 from .plan import OPERATIONS, MixPlan, Permutation, sample_plan
 
@@ -31,7 +32,6 @@ _COLORS = ("#ffd500", "#d81b60", "#00c8ff", "#1a237e", "#ff8f00", "#2e7d32", "#e
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 0.8)), (0, (4, 1, 1.2, 1)))
 _WIDTH, _TITLE, _DPI = 8.6, 0.26, 100  # inches, and dots an inch
 _FRAME_MS = 900
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 _RANDOM_RESIZED_CROP: dict[str, Any] = {"number": 1, "scale": 0.08, "inter_aug": False}
 
 
@@ -130,7 +130,7 @@ def contact_sheet(
     parts = figure.subfigures(len(sheets), 1, height_ratios=totals, squeeze=False)[:, 0]
     for part, sheet, rows in zip(parts, sheets, heights, strict=True):
         if sheet.title:
-            part.suptitle(sheet.title, fontsize=11)
+            part.suptitle(printable(sheet.title), fontsize=11, parse_math=False)
         grid = iter(part.add_gridspec(len(rows), 1, height_ratios=rows))
         for plan, cell in zip(sheet.plans, grid):
             widths = [sheet.image.shape[1] / sheet.image.shape[0], *[1] * (room + 1)]
@@ -267,7 +267,8 @@ def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
     """Images to draw, with their rows and names.
 
     Args:
-        path: a .beton file, a folder of images, whose rows are the sorted paths, or an image.
+        path: a .beton file, an image, or a folder: rows are those that write_dataset.py gives the images of a folder of
+            classes; images right in the folder come last.
         rows: which; None: `count` of them, evenly spaced.
 
     Raises:
@@ -276,7 +277,7 @@ def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
     if path.suffix == ".beton":
         return _open_beton(path, rows, count)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        files = numbered_images(path)
     elif path.is_file():
         files = [path]
     else:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -29,10 +29,10 @@ from .. import __version__
 from ..errors import DataError
 from ..progress import progress
 from .encode import Encoded, EncodeOptions, most_bytes
-from .images import Source
+from .images import OnError, Source
 from .replacing import followed, replacing
 from .sidecar import Sidecar, encode_digests, sample_checksum, sidecar_path, tables_checksum, write_sidecar
-from .workers import OnError, encode_all, encode_chunk
+from .workers import encode_all, encode_chunk
 
 # FFCV's format, version 2, as ffcv.types and its fields have it: importing those takes seconds of numba.
 _VERSION = 2
@@ -93,7 +93,7 @@ class Converted:
     damaged: int = 0
     """JPEG files re-encoded because decoding them gave an error or a warning"""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of the samples that could not be converted"""
+    """(name, reason) of the samples that could not be converted, those of `Source.skipped` first"""
 
 
 class _Tables(NamedTuple):
@@ -258,6 +258,8 @@ def convert(
     """
     num_workers = num_workers or len(os.sched_getaffinity(0))
     count = len(source)
+    sidecar = _sidecar(source, options)
+    write_sidecar(BytesIO(), sidecar)  # it must not fail at the end
     target = followed(path)
     beside = [sidecar_path(target), skipped_path(target)]
     of_link = [Path(f"{path}.json"), skipped_path(path)] if target != path else []  # about what the file was before
@@ -277,20 +279,25 @@ def convert(
             samples = (tried.pop(index) if index in tried else next(each) for index in range(count))
             done, tables = _write(file, source, progress(samples, count, path.name, "images"), page_size)
         _read_back(path, file, done.size, tables)
-        write_sidecar(sidecar_file, _sidecar(source, options, done, tables))
+        sidecar.counts = np.bincount(source.labels[done.rows], minlength=len(source.classes)).tolist()
+        sidecar.tables_checksum = tables_checksum([tables.front, tables.allocations.tobytes()])
+        sidecar.checksums = encode_digests(tables.digests)
+        write_sidecar(sidecar_file, sidecar)
+        done.skipped[:0] = source.skipped
         if done.skipped:
-            text = TextIOWrapper(skipped_file, "utf-8", newline="")
+            text = TextIOWrapper(skipped_file, "utf-8", "backslashreplace", newline="")
             csv.writer(text).writerows([("path", "reason"), *done.skipped])
             text.detach()
     return done
 
 
-def _sidecar(source: Source, options: EncodeOptions, done: Converted, tables: _Tables) -> Sidecar:
+def _sidecar(source: Source, options: EncodeOptions) -> Sidecar:
+    """What is known before the conversion."""
     return Sidecar(
         dataset=source.dataset,
         split=source.split,
         classes=source.classes,
-        counts=np.bincount(source.labels[done.rows], minlength=len(source.classes)).tolist(),
+        counts=[],
         options=asdict(options),
         versions={
             "ffcv_cropmix": __version__,
@@ -300,6 +307,4 @@ def _sidecar(source: Source, options: EncodeOptions, done: Converted, tables: _T
             "pillow": PIL.__version__,
             "xxhash": xxhash.VERSION,
         },
-        tables_checksum=tables_checksum([tables.front, tables.allocations.tobytes()]),
-        checksums=encode_digests(tables.digests),
     )

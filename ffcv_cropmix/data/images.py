@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
@@ -19,10 +19,25 @@ class Part(NamedTuple):
     name: str
     offset: int
     size: int
+    """Bytes, holes included"""
+    pieces: tuple[tuple[int, int], ...] | None = None
+    """Of a file with holes: (where it belongs, bytes) of what is stored, one after the other; None: all of it is"""
+
+    def read(self, archive: BinaryIO) -> bytes:
+        """Its bytes, from its archive."""
+        archive.seek(self.offset)
+        if self.pieces is None:
+            return archive.read(self.size)
+        content = bytearray(self.size)
+        for start, count in self.pieces:
+            content[start : start + count] = archive.read(count)
+        return bytes(content)
 
 
 ImageFile = Path | Part | bytes
 """Where the bytes of an image file are, or those"""
+
+OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,10 @@ class Source:
     """One of sources.DATASETS"""
     split: str = ""
     """Which part of that: train, val"""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How much of what is there is not taken, by kind"""
+    skipped: Sequence[tuple[str, str]] = ()
+    """(name, reason) of what should be a sample, and cannot be"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,8 +77,7 @@ def read(image: ImageFile) -> bytes:
     if isinstance(image, bytes):
         return image
     with image.archive.open("rb") as archive:
-        archive.seek(image.offset)
-        return archive.read(image.size)
+        return image.read(archive)
 
 
 def decode_rgb(data: bytes, exif_transpose: bool = False) -> np.ndarray:

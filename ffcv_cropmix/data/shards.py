@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import posixpath
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import DataError
 from ..progress import progress
+from .folders import Omissions, check_shards, ending, find_files, image_endings, kind_of, of_split
 from .images import ImageFile, Part, Source
 
-_IMAGE_ENDS = {"jpg", "jpeg", "png", "ppm", "pgm", "pbm", "webp", "bmp", "gif", "tif", "tiff"}
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MOST_CLASSES = 1_000_000
+_RECORD = 20 * tarfile.BLOCKSIZE  # bytes, what an archive is filled up to
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text is: digits, perhaps with a sign, blanks around it, or the ".0" of a float's; else None."""
+    match = re.fullmatch(r"\s*([+-]?[0-9]{1,4000})(\.0*)?\s*", text)
+    return int(match[1]) if match else None
 
 
 def numbered(labels: Sequence[int], where: str) -> tuple[list[str], np.ndarray]:
@@ -26,71 +37,213 @@ def numbered(labels: Sequence[int], where: str) -> tuple[list[str], np.ndarray]:
     Raises:
         DataError: `where` has labels that are no numbers of classes.
     """
-    found = np.array(labels, np.int64)
-    if found.min() < 0 or found.max() >= _MOST_CLASSES:
-        raise DataError(f"{where} has labels from {found.min()} to {found.max()}: classes are numbered from 0")
-    return [str(label) for label in range(found.max() + 1)], found
+    if min(labels) < 0 or max(labels) >= _MOST_CLASSES:
+        raise DataError(f"{where} has labels from {min(labels)} to {max(labels)}: classes are numbered from 0")
+    return [str(label) for label in range(max(labels) + 1)], np.array(labels, np.int64)
 
 
-def webdataset(data_dir: Path, split: str) -> Source:
-    """The tar files of a folder (or of its folder `split`), or those that a pattern names, in order of their names.
+def webdataset(data_dir: Path, split: str, omissions: Omissions) -> Source:
+    """The tar files of the split in a folder, or among those that a pattern names, in order of their names.
 
-    A sample is the members of one name: an image (.jpg, .png, ...), and its label, a number in .cls or in "label" of
-    .json.
+    A sample is the members whose names are the same up to the first dot: an image, as .jpg or .input.jpg, and its
+    label, a number in .cls or in "label" of .json. If there are several images, the sample is the one without a further
+    dot; or, if each has a label of its own, each is a sample.
     """
+    where, found = find_files(data_dir, {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}, omissions)
+    shards = found
     if data_dir.is_dir():
-        shards = sorted((data_dir / split if (data_dir / split).is_dir() else data_dir).glob("*.tar"))
-    else:
-        shards = sorted(data_dir.parent.glob(data_dir.name))
+        shards = [file for file in found if ending(file.name) == ".tar"]
+        compressed = [file for file in found if ".tar." in file.name.lower() or ending(file.name) == ".tgz"]
+        omissions.leave_out("compressed .tar files", len(compressed))
     if not shards:
-        raise DataError(f"{data_dir} has no .tar files; it is a folder, or a pattern such as 'imagenet-train-*.tar'")
+        raise DataError(
+            f"{data_dir} has no .tar files{omissions.remark()}; it is a folder, or a pattern such as "
+            "'imagenet-train-*.tar'"
+        )
+    shards = of_split(shards, split, omissions, data_dir, lambda shard: shard.relative_to(where).parts, "shards")
+    if data_dir.is_dir():
+        check_shards(shards, omissions)
     images: list[Part] = []
     labels: list[int] = []
     for shard in progress(shards, len(shards), "index", "shards"):
         try:
-            _index(shard, images, labels)
-        except (tarfile.TarError, OSError) as error:
-            raise DataError(f"{shard} is not a tar file, uncompressed and whole: {error}") from None
+            with shard.open("rb") as file:
+                for members in _archives(shard, file, omissions):
+                    _add_samples(shard, file, members, omissions, images, labels)
+        except OSError as error:
+            omissions.fail(shard, f"cannot be read: {error.strerror or error}")
     if not images:
-        raise DataError(f"{shards[0]} has no images")
+        raise DataError(f"{shards[0]} has no images{omissions.remark()}")
     return Source(*numbered(labels, str(data_dir)), images)
 
 
-def _index(shard: Path, images: list[Part], labels: list[int]) -> None:
-    """Add a shard's samples."""
-    found: dict[str, Part] = {}
-    labelled: dict[str, int] = {}
-    with tarfile.open(shard, "r:") as archive:
-        for member in archive:
-            folder, _, file = member.name.rpartition("/")
-            base, _, end = file.partition(".")
-            key, end = f"{folder}/{base}", end.lower()
-            if not member.isfile() or not base:
-                continue
-            if end in _IMAGE_ENDS:
-                if key in found:
-                    raise DataError(f"{shard}/{member.name} is not the only image of its sample")
-                found[key] = Part(shard, member.name, member.offset_data, member.size)
-            elif end in ("cls", "json"):
-                content = archive.extractfile(member).read()  # type: ignore[union-attr]
-                label = _label(content, end)
-                if label is not None:
-                    labelled[key] = label
-    for key, image in found.items():
-        if key not in labelled:
-            raise DataError(f'{shard}/{image.name} has no label: a number in .cls, or in "label" of .json')
-        images.append(image)
-        labels.append(labelled[key])
+class _Headers(tarfile.TarFile):
+    """Where `TarInfo.fromtarfile` reads from; tarfile's own iteration takes a damaged header for the end."""
 
-
-def _label(content: bytes, end: str) -> int | None:
-    try:
-        label = json.loads(content)
-    except ValueError:
+    def next(self) -> None:
         return None
-    if end == "json":
-        label = label.get("label") if isinstance(label, dict) else None
-    return label if type(label) is int else None
+
+
+def _archives(shard: Path, file: BinaryIO, omissions: Omissions) -> Iterator[list[tarfile.TarInfo]]:
+    """The members of a tar file; a list for each archive, where several were put together by cat.
+
+    After damage, reading goes on at the next header.
+    """
+
+    def damaged(offset: int, reason: str) -> None:
+        omissions.fail(shard, f"is not a tar file, uncompressed and whole: at byte {offset}, {reason}")
+
+    size, begin = os.fstat(file.fileno()).st_size, file.read(8)
+    compressed = next((method for magic, method in _COMPRESSED.items() if begin.startswith(magic)), None)
+    if size == 0 or compressed:
+        return damaged(0, f"it is compressed by {compressed}: unpack it" if compressed else "it is empty")
+    headers = _Headers(fileobj=file, encoding="utf-8")
+    headers.offset = 0
+    start: int | None = 0  # of the archive; None: unknown, after damage
+    members: list[tarfile.TarInfo] = []
+    ended = False
+    while headers.offset < size:
+        offset = headers.offset
+        zeros_end = _skip(file, offset, size, _is_zero)
+        if zeros_end > offset:
+            if start is not None and not _ends_archive(offset - start, zeros_end - start, zeros_end == size):
+                damaged(offset, f"{zeros_end - offset} zeros are not the end of an archive")
+            yield members
+            members, ended = [], True
+            headers.offset = start = zeros_end
+            headers.pax_headers = {}
+            continue
+        try:
+            file.seek(offset)
+            member = tarfile.TarInfo.fromtarfile(headers)
+            pieces = _pieces(member)
+            stored = member.size if pieces is None else sum(count for _, count in pieces)
+            if member.isreg() and member.offset_data + stored > size:
+                raise tarfile.ReadError(f"{member.name} is cut off")
+            members.append(member)
+            ended = False
+        except OSError:
+            raise
+        except Exception as error:  # whatever tarfile trips over in the bytes
+            damaged(offset, str(error) or repr(error))
+            headers.offset = _skip(file, offset + tarfile.BLOCKSIZE, size, _is_no_header)
+            start, ended = None, True
+    if not ended:
+        damaged(size, "it ends without an end-of-archive marker: it was cut off")
+    yield members
+
+
+def _skip(file: BinaryIO, offset: int, size: int, passed: Callable[[bytes], bool]) -> int:
+    """The offset of the first block from `offset` on that is not passed, or the end of the file."""
+    file.seek(offset)
+    while offset < size and passed(file.read(tarfile.BLOCKSIZE)):
+        offset += tarfile.BLOCKSIZE
+    return min(offset, size)
+
+
+def _is_zero(block: bytes) -> bool:
+    return not block.strip(b"\0")
+
+
+def _is_no_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return True
+    return False
+
+
+def _ends_archive(begin: int, end: int, last: bool) -> bool:
+    """Whether zeros from `begin` to `end` of an archive end it: two blocks, and what fills up a record."""
+    marker = 2 * tarfile.BLOCKSIZE
+    if last:
+        return end - begin < marker + _RECORD
+    return end - begin == marker or end == -(-(begin + marker) // _RECORD) * _RECORD
+
+
+def _add_samples(
+    shard: Path,
+    file: BinaryIO,
+    members: list[tarfile.TarInfo],
+    omissions: Omissions,
+    images: list[Part],
+    labels: list[int],
+) -> None:
+    """Add an archive's samples."""
+    named = {posixpath.normpath(member.name): member for member in members}
+    pictures: dict[str, dict[str, list[Part]]] = {}  # by name up to the first dot, and from there to the last
+    given: dict[str, dict[str, set[int]]] = {}
+    for member in members:
+        folder, _, name = member.name.rpartition("/")
+        base, _, ends = name.partition(".")
+        infix, _, end = ends.lower().rpartition(".")
+        if member.isdir():
+            continue
+        if not base or not (member.isreg() or member.islnk() or member.issym()):
+            omissions.leave_out(kind_of(name) if not base else "members that are neither files nor links")
+        elif not ends or (end not in ("cls", "json") and f".{end}" not in image_endings()):
+            omissions.leave_out(kind_of(name))
+        elif part := _part(shard, member, named, omissions):
+            key = f"{folder}/{base}"
+            if end in ("cls", "json"):
+                given.setdefault(key, {}).setdefault(infix, set()).update(_label(part.read(file), end))
+            else:
+                pictures.setdefault(key, {}).setdefault(infix, []).append(part)
+    omissions.leave_out("samples without an image", len(given.keys() - pictures.keys()))
+    for key, found in pictures.items():
+        told = {infix: label for infix, label in given.get(key, {}).items() if label}
+        chosen = {"": found[""]} if "" in found else found
+        first, *others = chain.from_iterable(chosen.values())
+        if others and (len(chosen) <= len(others) or not chosen.keys() <= told.keys()):
+            omissions.fail(f"{shard}/{others[0].name}", f"is not the only image of its sample: {first.name} is another")
+            continue
+        omissions.leave_out("further images of samples", len(found) - len(chosen))
+        for infix, (image,) in chosen.items():
+            label = told.get(infix) or told.get("") or (next(iter(told.values())) if len(told) == 1 else set())
+            if len(label) == 1:
+                images.append(image)
+                labels.extend(label)
+            elif label:
+                omissions.fail(f"{shard}/{image.name}", f"has the labels {' and '.join(map(str, sorted(label)))}")
+            else:
+                omissions.fail(
+                    f"{shard}/{image.name}", 'has no label: a number in .cls, or in "label" of .json, of the same name'
+                )
+
+
+def _part(shard: Path, member: tarfile.TarInfo, named: dict[str, tarfile.TarInfo], omissions: Omissions) -> Part | None:
+    """Where the bytes of a member are, or of what it is a link to."""
+    target, path = member, posixpath.normpath(member.name)
+    seen: set[str] = set()
+    while not target.isreg():
+        seen.add(path)
+        within = posixpath.dirname(target.name) if target.issym() else ""
+        path = posixpath.normpath(posixpath.join(within, target.linkname))
+        if path in seen or path not in named:
+            omissions.fail(
+                f"{shard}/{member.name}", f"is a link to {member.linkname}, which is not a file of this shard"
+            )
+            return None
+        target = named[path]
+    return Part(shard, member.name, target.offset_data, target.size, _pieces(target))
+
+
+def _pieces(member: tarfile.TarInfo) -> tuple[tuple[int, int], ...] | None:
+    """`Part.pieces`: tarfile's map of a sparse member."""
+    sparse: Any = member.sparse
+    return None if sparse is None else tuple(sparse)
+
+
+def _label(content: bytes, end: str) -> set[int]:
+    """The label in a .cls or .json file, if there is one."""
+    label = None
+    if end == "cls":
+        label = whole_number(content.decode("ascii", "replace"))
+    else:
+        with suppress(ValueError):
+            read = json.loads(content)
+            label = read.get("label") if isinstance(read, dict) else None
+    return {label} if type(label) is int else set()
 
 
 class _Rows(Sequence[ImageFile]):
@@ -115,17 +268,17 @@ class _Rows(Sequence[ImageFile]):
         return self._folder / row["path"] if row["bytes"] is None and row["path"] else row["bytes"] or b""
 
 
-def huggingface(data_dir: Path, split: str) -> Source:
+def huggingface(data_dir: Path, split: str, omissions: Omissions) -> Source:
     """The parquet or arrow files in a folder, read by `datasets`: a column of images and one of labels.
 
-    If names of files or folders begin with those of splits (train-00000-of-00257.parquet), only those of the split.
-    `datasets` keeps parquet files as arrow files in its cache.
+    If names of files or folders tell splits (train-00000-of-00257.parquet, imagenet-1k-train.arrow), only those of the
+    split. `datasets` keeps parquet files as arrow files in its cache.
     """
     try:
         import datasets
     except ImportError:
         raise DataError("huggingface needs the package datasets: pip install 'ffcv-cropmix[huggingface]'") from None
-    files = _of_split(data_dir, split)
+    files = _tables(data_dir, split, omissions)
     datasets.disable_progress_bars()
     try:
         if files[0].suffix == ".arrow":
@@ -149,26 +302,19 @@ def huggingface(data_dir: Path, split: str) -> Source:
     return Source(list(names), labels, _Rows(table.select_columns([image]), image, data_dir))
 
 
-def _of_split(data_dir: Path, split: str) -> list[Path]:
-    files = sorted(data_dir.rglob("*.parquet")) or sorted(data_dir.rglob("*.arrow"))
-    files = [file for file in files if not file.name.startswith("cache-")]  # what `datasets` left of its operations
+def _tables(data_dir: Path, split: str, omissions: Omissions) -> list[Path]:
+    where, found = find_files(data_dir, {".parquet", ".arrow"}, omissions)
+    files = [file for file in found if not file.name.startswith("cache-")]
+    omissions.leave_out("cache-* files, what datasets left of its operations", len(found) - len(files))
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    if parquet:
+        omissions.leave_out("arrow files beside parquet files", len(files) - len(parquet))
     if not files:
-        raise DataError(f"{data_dir} has no .parquet or .arrow files")
-
-    def split_of(file: Path) -> str | None:
-        for part in reversed(file.relative_to(data_dir).parts):
-            first = re.split(r"[-_.]", part)[0]
-            if first in _SPLITS or first == split:
-                return _SPLITS.get(first, first)
-        return None
-
-    splits = {file: found for file in files if (found := split_of(file))}
-    chosen = [file for file in files if splits.get(file) == _SPLITS.get(split, split)]
-    if splits and not chosen:
-        raise DataError(
-            f"{data_dir} has no files of split {split}, it has {' and '.join(sorted(set(splits.values())))}"
-        )
-    return chosen or files
+        raise DataError(f"{data_dir} has no .parquet or .arrow files{omissions.remark()}")
+    chosen = of_split(parquet or files, split, omissions, data_dir, lambda file: file.relative_to(where).parts, "files")
+    if data_dir.is_dir():
+        check_shards(chosen, omissions)
+    return chosen
 
 
 def _columns(features: Any, datasets: Any) -> tuple[str, str]:

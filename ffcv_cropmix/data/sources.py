@@ -7,40 +7,97 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .images import Source
-from .shards import huggingface, numbered, webdataset
+from .folders import (
+    Omissions,
+    asked_split,
+    files_below,
+    has_folders,
+    has_images,
+    image_endings,
+    kind_of,
+    names_only_splits,
+    of_split,
+    split_of,
+    subfolders,
+)
+from .images import OnError, Source
+from .shards import huggingface, numbered, webdataset, whole_number
 
 _DIGITS_SIDE = 64  # px; scikit-learn's are 8 x 8
 _DIGITS_SEED = 0
 
 
-def _imagefolder(data_dir: Path, split: str) -> Source:
-    """Torchvision's ImageFolder, a folder a class, in data_dir/split if data_dir has splits, else in data_dir.
+def _imagefolder(data_dir: Path, split: str, omissions: Omissions) -> Source:
+    """Torchvision's ImageFolder, a folder a class, in the folder of the split if there are splits, else in data_dir.
 
-    A split is a folder of folders: CIFAR-100 has a class "train".
+    Unlike torchvision, it takes all formats that Pillow reads, and no hidden folders. Folders of splits may also be
+    within those of the classes.
     """
-    from torchvision.datasets import ImageFolder
-
     try:
-        splits = [name for name in {split, "train", "val", "test"} if next((data_dir / name).glob("*/"), None)]
-        if splits and split not in splits:
-            raise DataError(f"{data_dir} has no folder {split}, it has {' and '.join(sorted(splits))}: give a --split")
-        folder = data_dir / split if splits else data_dir
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} is not a folder of folders with images, one for each class: {error}") from None
+        folder = _split_folder(data_dir, split)
+        classes = subfolders(folder, omissions)
     except OSError as error:
         raise DataError(f"{data_dir} cannot be read: {error}") from None
-    return Source(found.classes, np.array(found.targets, np.int64), [Path(path) for path, _ in found.samples])
+    if not classes:
+        raise DataError(f"{folder} is not a folder of folders with images, one for each class{omissions.remark()}")
+    found = {name: files_below(folder / name, folder, image_endings(), omissions) for name in classes}
+    empty = [name for name in classes if not found[name]]
+    if empty:
+        raise DataError(f"{folder} has no images of the classes {', '.join(empty)}{omissions.remark()}")
+
+    def inner(image: tuple[str, Path]) -> tuple[str, ...]:
+        return image[1].parent.relative_to(folder / image[0]).parts
+
+    images = [(name, path) for name in classes for path in found[name]]
+    if len({split_of(part, split) for folders in set(map(inner, images)) for part in folders} - {None}) > 1:
+        images = of_split(images, split, omissions, folder, inner, "images")
+    return _named([name for name, _ in images], [path for _, path in images], classes)
 
 
-def _cifar(name: str) -> Callable[[Path, str], Source]:
-    def source(data_dir: Path, split: str) -> Source:
+def _split_folder(data_dir: Path, split: str) -> Path:
+    """The folder of the split in data_dir, or data_dir if it has no splits.
+
+    A split is a folder of folders: CIFAR-100 has a class "train". Its name is `split`, or tells it (`split_of`).
+
+    Raises:
+        DataError: there are splits, and the one asked for cannot be told.
+    """
+    names = subfolders(data_dir)
+    nested = [name for name in names if has_folders(data_dir / name)]
+    if split in nested:
+        return data_dir / split
+    told = {name: found for name in names if (found := split_of(name, split))}
+    splits = {name: found for name, found in told.items() if name in nested}
+    if not splits:
+        if len(told) == len(names) and len(set(told.values())) > 1:
+            raise DataError(f"{data_dir} has {' and '.join(names)}, and these have no folders for the classes")
+        if len(names) == len(nested) == 1:  # a folder around the splits, perhaps
+            within = _split_folder(data_dir / names[0], split)
+            return within if within != data_dir / names[0] else data_dir
+        return data_dir
+    others = [name for name in names if name not in told]
+    if others and len(set(splits.values())) == 1 and not any(map(names_only_splits, splits)):  # bullet_train, and cars
+        if any(has_images(data_dir / name) for name in others):
+            return data_dir
+        raise DataError(
+            f"{data_dir} has {' and '.join(names)}: is {' and '.join(splits)} a split, or a class? Give the folder "
+            "of the split as --data_dir"
+        )
+    chosen = [name for name, found in splits.items() if found == asked_split(split)]
+    if len(chosen) != 1:
+        wrong = f"several folders of split {split}" if chosen else f"no folder {split}"
+        raise DataError(f"{data_dir} has {wrong}, it has {' and '.join(splits)}: give a --split")
+    return data_dir / chosen[0]
+
+
+def _cifar(name: str) -> Callable[[Path, str, Omissions], Source]:
+    def source(data_dir: Path, split: str, omissions: Omissions) -> Source:
         import torchvision.datasets
 
         try:
@@ -52,7 +109,7 @@ def _cifar(name: str) -> Callable[[Path, str], Source]:
     return source
 
 
-def _digits(data_dir: Path, split: str) -> Source:
+def _digits(data_dir: Path, split: str, omissions: Omissions) -> Source:
     """Scikit-learn's handwritten digits, 1,797 real scans that come with it: 80 % train, 20 % val."""
     from sklearn.datasets import load_digits
 
@@ -66,29 +123,61 @@ def _digits(data_dir: Path, split: str) -> Source:
     return Source([str(name) for name in digits.target_names], digits.target[chosen], np.stack(enlarged))
 
 
-def _csv(file: Path, split: str) -> Source:
-    """A table of path,label with these names in its first line; paths from the file's folder; labels numbers or names.
+def _csv(file: Path, split: str, omissions: Omissions) -> Source:
+    """A table of path,label with these names in its first line; paths from the file's folder.
 
-    All of it, whatever the split.
+    Labels are all numbers, or all names. If there is a column split, and it names splits, only the rows of the split.
     """
+    rows: list[_Row] = []
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
-            table = csv.DictReader(opened)
-            if not {"path", "label"} <= set(table.fieldnames or ()):
-                raise DataError(f"{file} has no columns path and label in its first line, but {table.fieldnames}")
-            rows = []
-            for row in table:
-                if not row["path"] or not row["label"]:
-                    raise DataError(f"{file}, line {table.line_num}: a path or a label is missing")
-                rows.append((file.parent / row["path"], row["label"]))
+            table = csv.reader(opened, skipinitialspace=True)
+            header = [name.strip() for name in next(table, [])]
+            if header.count("path") != 1 or header.count("label") != 1:
+                several = "several" if {"path", "label"} <= {*header} else "no"
+                raise DataError(f"{file} has {several} columns path and label in its first line, but {header}")
+            for cells in table:
+                where = f"{file}, line {table.line_num}"
+                values = [cell.strip() for cell in cells]
+                named = dict(zip(header, values))
+                if values == header:
+                    omissions.fail(where, "the first line is repeated", ": ")
+                elif any(values[len(header) :]):
+                    reason = f"{len(cells)} cells, the first line has {len(header)}: text with a comma needs quotes"
+                    omissions.fail(where, reason, ": ")
+                elif any(values) and not (named.get("path") and named.get("label", "nan").lower() not in ("", "nan")):
+                    omissions.fail(where, "a path or a label is missing", ": ")
+                elif any(values):
+                    path = file.parent / cells[header.index("path")]
+                    rows.append(_Row(where, path, named["label"], named.get("split", "")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
+    rows = of_split(rows, split, omissions, file, lambda row: (row.split,), "rows")
     if not rows:
         raise DataError(f"{file} has no rows")
-    images, found = [path for path, _ in rows], [label for _, label in rows]
-    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
-        return Source(*numbered([int(label) for label in found], str(file)), images)
-    return _named(found, images)
+    images = [row.path for row in rows]
+    numeric = next((row for row in rows if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", row.label)), None)
+    if numeric is None:
+        return _named([row.label for row in rows], images)
+    numbers = []
+    for row in rows:
+        number = whole_number(row.label)
+        if number is None:
+            raise DataError(
+                f"{row.where}: the label {row.label!r} is no whole number, but there are numbers, as {numeric.label!r} "
+                f"in {numeric.where.rpartition(', ')[2]}: labels are all numbers, or all names"
+            )
+        numbers.append(number)
+    return Source(*numbered(numbers, str(file)), images)
+
+
+class _Row(NamedTuple):
+    """Of a table."""
+
+    where: str
+    path: Path
+    label: str
+    split: str
 
 
 def _named(names: list[str], images: list[Path], classes: list[str] | None = None) -> Source:
@@ -98,7 +187,7 @@ def _named(names: list[str], images: list[Path], classes: list[str] | None = Non
     return Source(classes, np.array([number[name] for name in names], np.int64), images)
 
 
-def _imagenet_val(data_dir: Path, labels: Path) -> Source:
+def _imagenet_val(data_dir: Path, labels: Path, omissions: Omissions) -> Source:
     """ImageNet's 50,000 validation images in one folder; classes are the WordNet ids, sorted, as in an ImageFolder.
 
     Args:
@@ -123,6 +212,9 @@ def _imagenet_val(data_dir: Path, labels: Path) -> Source:
     numbers = {path: int(match[1]) for path, match in found.items() if match}
     if not numbers:
         raise DataError(f"{data_dir} has no ILSVRC2012_val_*.JPEG; a folder for each class is an imagefolder")
+    for path in found.keys() - numbers.keys():
+        omissions.leave_out(kind_of(path.name))
+    omissions.leave_out("lines of labels without an image", max(len(lines) - len(numbers), 0))
     for path, number in numbers.items():
         if not 1 <= number <= len(lines):
             raise DataError(f"{path} has no line in {labels}, which has {len(lines)}")
@@ -143,7 +235,7 @@ def _devkit_classes(meta: Path) -> dict[str, str]:
         raise DataError(f"{meta} cannot be read: {error}; it belongs beside the devkit's numbers of classes") from None
 
 
-_SOURCES: dict[str, Callable[[Path, str], Source]] = {
+_SOURCES: dict[str, Callable[[Path, str, Omissions], Source]] = {
     "imagefolder": _imagefolder,
     "webdataset": webdataset,
     "huggingface": huggingface,
@@ -156,23 +248,27 @@ DATASETS = ("imagenet_val", *_SOURCES)
 _TWO_SPLITS = ("cifar10", "cifar100", "digits")
 
 
-def open_source(dataset: str, data_dir: Path | None, split: str, labels: Path | None = None) -> Source:
+def open_source(
+    dataset: str, data_dir: Path | None, split: str, labels: Path | None = None, on_error: OnError = "raise"
+) -> Source:
     """A set of DATASETS.
 
     Args:
         data_dir: where it is: a folder; csv: the file; webdataset: also a pattern; digits needs none.
         split: "train" or "val"; where files and folders are named after splits, also another.
         labels: imagenet_val: the file with the labels.
+        on_error: "skip" what cannot be read, such as the damaged part of a shard: `Source.skipped` names it.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, cannot be read, or does not tell its splits or labels.
     """
+    omissions = Omissions(on_error)
     if data_dir and dataset not in ("csv", "webdataset") and not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder")
     if dataset in _TWO_SPLITS and split not in ("train", "val"):
         raise DataError(f"{dataset} has no split {split}, it has train and val")
     if dataset == "imagenet_val":
-        source = _imagenet_val(data_dir or Path(), labels or Path())
+        source = _imagenet_val(data_dir or Path(), labels or Path(), omissions)
     else:
-        source = _SOURCES[dataset](data_dir or Path(), split)
-    return replace(source, dataset=dataset, split=split)
+        source = _SOURCES[dataset](data_dir or Path(), split, omissions)
+    return replace(source, dataset=dataset, split=split, left_out=omissions.left_out, skipped=omissions.skipped)

@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 from PIL import Image
@@ -24,9 +24,7 @@ from xxhash import xxh64_digest
 
 from ..errors import DataError
 from .encode import Encoded, EncodeOptions, encode_file
-from .images import Source, read
-
-OnError = Literal["raise", "skip"]
+from .images import OnError, Source, read
 
 
 def encode_chunk(chunk: list[tuple[int, Any]], options: EncodeOptions, largest: int) -> list[Encoded | str]:

@@ -167,7 +167,7 @@ def test_webdataset(tmp_path: Path) -> None:
     assert (_levels(source), source.labels.tolist()) == ([1, 2, 3], [2, 1, 0])
     assert source.classes == ["0", "1", "2"]
     assert source.name(1) == f"{tmp_path}/set-train-0.tar/b/x.PNG"
-    assert _levels(open_source("webdataset", tmp_path, "train")) == [1, 2, 3, 4]
+    assert _levels(open_source("webdataset", tmp_path, "train")) == [1, 2, 3]
     (tmp_path / "val").mkdir()
     (tmp_path / "set-val-0.tar").rename(tmp_path / "val/0.tar")
     assert _levels(open_source("webdataset", tmp_path, "val")) == [4]
@@ -268,9 +268,45 @@ def test_csv(tmp_path: Path) -> None:
     table.write_text(rows, encoding="utf-8-sig")
     source = open_source("csv", table, "train")
     assert (_levels(source), source.labels.tolist(), source.classes) == ([3, 1, 2], [0, 1, 0], ["b", "ä, ö"])
-    table.write_text("path,label\nimages/1.png,10\nimages/2.png,2\n")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["10", "2"], [10, 2]),
+        ([" 10", "2 ", "\t0"], [10, 2, 0]),
+        (["10.0", "2.0", "0."], [10, 2, 0]),  # as pandas writes a column in which one was missing
+        (["007", "+3", "0"], [7, 3, 0]),
+        (["10", "2.00", " 0"], [10, 2, 0]),
+    ],
+)
+def test_labels_of_a_csv_that_are_numbers(tmp_path: Path, labels: list[str], expected: list[int]) -> None:
+    table = tmp_path / "set.csv"
+    table.write_text("path, label\n" + "".join(f"{k}.png,{label}\n\n" for k, label in enumerate(labels)))
     source = open_source("csv", table, "train")
-    assert (source.labels.tolist(), source.classes) == ([10, 2], [str(label) for label in range(11)])
+    assert source.labels.tolist() == expected
+    assert source.classes == [str(label) for label in range(max(expected) + 1)]
+
+
+def test_rows_of_a_csv_that_are_none(tmp_path: Path) -> None:
+    """With on_error="skip" they are counted; labels stay numbers."""
+    table = tmp_path / "set.csv"
+    table.write_text("path,label\n0.png,10\npath,label\n1.png,\n2.png,nan\na,b.png,3\n4.png,2,\n")
+    with pytest.raises(DataError, match=r"set\.csv, line 3: the first line is repeated"):
+        open_source("csv", table, "train")
+    source = open_source("csv", table, "train", on_error="skip")
+    assert (source.labels.tolist(), source.images) == ([10, 2], [tmp_path / "0.png", tmp_path / "4.png"])
+    assert [name for name, _ in source.skipped] == [f"{table}, line {line}" for line in (3, 4, 5, 6)]
+
+
+def test_a_csv_with_a_column_of_splits(tmp_path: Path) -> None:
+    table = tmp_path / "set.csv"
+    table.write_text("path,label,split\n0.png,b,train\n1.png,a,Validation\n2.png,c,train\n3.png,c,\n")
+    source = open_source("csv", table, "val")
+    assert ([path.name for path in source.images], source.classes) == (["1.png"], ["a"])
+    assert source.left_out == {"rows of other splits": 2, "rows that name no split": 1}
+    with pytest.raises(DataError, match=r"set\.csv has no rows of split test, it has train and val"):
+        open_source("csv", table, "test")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +319,14 @@ def test_csv(tmp_path: Path) -> None:
         ("path,label\nx.png,-1\n", "has labels from -1 to -1"),
         ("path,label\nx.png,99999999999\n", "has labels from 99999999999"),
         ("path,label\n\xff", "cannot be read"),
+        ("path,label\nx.png,3\ny.png,cat\n", "set.csv, line 3: the label 'cat' is no whole number.* '3' in line 2"),
+        ("path,label\nx.png,cat\ny.png,3\n", "set.csv, line 2: the label 'cat' is no whole number.* '3' in line 3"),
+        ("path,label\nx.png,3\ny.png,1e3\n", "set.csv, line 3: the label '1e3' is no whole number"),
+        ("path,label\nx.png,3\ny.png,1.5\n", "set.csv, line 3: the label '1.5' is no whole number"),
+        ("path,label\nx.png,3\ny.png,NaN\n", "set.csv, line 3: a path or a label is missing"),
+        ("path,label\na,b.png,3\n", "set.csv, line 2: 3 cells, the first line has 2"),
+        ("path,label,label\nx.png,0,1\n", "has several columns path and label"),
+        ("path,label\nx.png," + "9" * 30 + "\n", "has labels from 9"),
     ],
 )
 def test_csv_faults(content: str, message: str, tmp_path: Path) -> None:

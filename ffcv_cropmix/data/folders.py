@@ -1,0 +1,258 @@
+"""Files in folders: which are images, in which order, and of which split their names say they are."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, ImageFile
+
+from ..errors import DataError
+from .images import OnError
+
+T = TypeVar("T")
+
+# The words by which Hugging Face's datasets tells splits.
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+
+
+@dataclass
+class Omissions:
+    """What a source does not take of what it finds."""
+
+    on_error: OnError = "raise"
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many, by kind: what is not a sample, or not of this split"""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of what should be a sample, and cannot be"""
+
+    def fail(self, name: object, reason: str, between: str = " ") -> None:
+        """Skip what is named so, or raise a DataError, as `on_error` says."""
+        if self.on_error == "raise":
+            raise DataError(f"{name}{between}{reason}; --on_error skip goes on without it")
+        self.skipped.append((str(name), reason))
+
+    def leave_out(self, what: str, count: int = 1) -> None:
+        """Count what is left out."""
+        if count:
+            self.left_out[what] += count
+
+    def remark(self) -> str:
+        """What was left out, for a message about what is missing."""
+        return f" (left out: {listed(self.left_out)})" if self.left_out else ""
+
+
+def listed(left_out: Mapping[str, int]) -> str:
+    """What was left out, the most frequent first."""
+    return ", ".join(f"{count:,} {what}" for what, count in Counter(left_out).most_common())
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The file name endings of the formats that Pillow decodes, as ".jpg", in lower case."""
+    endings = Image.registered_extensions()
+    decoded = {"MPO"}  # opened as JPEG
+    for name, (factory, _) in Image.OPEN.items():
+        stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)  # known, but not decoded
+        decoded |= set() if stub or name == "MPEG" else {name}
+    return frozenset(end for end, name in endings.items() if name in decoded)
+
+
+def ending(name: str) -> str:
+    """What follows the last dot of a file's name, with it, in lower case."""
+    return Path(name).suffix.lower()
+
+
+def kind_of(name: str) -> str:
+    """How a file that is no image is counted."""
+    if name.startswith("."):
+        return "hidden files or folders"
+    return f"files ending in {ending(name)}" if ending(name) else "files without an ending"
+
+
+def subfolders(folder: Path, omissions: Omissions | None = None) -> list[str]:
+    """The names of the folders in a folder that are not hidden, sorted; the files are counted as left out.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_folder(entry) and not entry.name.startswith("."):
+                names.append(entry.name)
+            elif omissions:
+                loose = _is_image(entry.name)
+                omissions.leave_out("images outside the class folders" if loose else kind_of(entry.name))
+    return sorted(names)
+
+
+def has_folders(folder: Path) -> bool:
+    """Whether there is a folder in a folder; False if that cannot be read."""
+    with suppress(OSError):
+        return bool(subfolders(folder))
+    return False
+
+
+def _is_image(name: str) -> bool:
+    return ending(name) in image_endings() and not name.startswith(".")
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image right in a folder."""
+    with os.scandir(folder) as entries:
+        return any(_is_image(entry.name) for entry in entries)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to what may not be seen
+        return False
+
+
+def files_below(folder: Path, root: Path, endings: Collection[str], omissions: Omissions) -> list[Path]:
+    """The files with one of these endings in a folder and below it, in the order of torchvision's ImageFolder.
+
+    A link to a folder is followed, unless what is in that is listed anyway: each file is listed once, also if links
+    make a loop. Hidden files and folders are left out.
+
+    Args:
+        root: a folder that this one and others that are listed lie in.
+    """
+    inside = [os.path.realpath(place) + os.sep for place in (root, folder)]
+    pending = [(str(folder), os.path.realpath(folder))]
+    seen = {pending[0][1]}
+    found: list[tuple[str, list[str]]] = []
+    while pending:
+        place, real = pending.pop()
+        names = []
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if _is_folder(entry) and not entry.name.startswith("."):
+                        target = f"{real}{os.sep}{entry.name}"
+                        listed_anyway = False
+                        if entry.is_symlink():
+                            target = os.path.realpath(entry.path)
+                            ends = target + os.sep
+                            listed_anyway = any(ends.startswith(top) or top.startswith(ends) for top in inside)
+                        if listed_anyway or target in seen:
+                            omissions.leave_out("links to folders that are listed anyway")
+                        else:
+                            seen.add(target)
+                            pending.append((entry.path, target))
+                    elif not entry.name.startswith(".") and ending(entry.name) in endings:
+                        names.append(entry.name)
+                    else:
+                        omissions.leave_out(kind_of(entry.name))
+        except OSError as error:
+            omissions.fail(place, f"cannot be read: {error.strerror or error}")
+        found.append((place, names))
+    return [Path(place, name) for place, names in sorted(found) for name in sorted(names)]
+
+
+def numbered_images(folder: Path) -> list[Path]:
+    """The images of a folder of classes in the order of the rows that write_dataset.py makes; then those in it."""
+    omissions = Omissions()
+    try:
+        loose = [Path(folder, name) for name in sorted(os.listdir(folder)) if _is_image(name)]  # noqa: PTH208
+        classes = subfolders(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
+    found = [files_below(folder / name, folder, image_endings(), omissions) for name in classes]
+    return [*chain.from_iterable(found), *(path for path in loose if not path.is_dir())]
+
+
+def find_files(data_dir: Path, endings: Collection[str], omissions: Omissions) -> tuple[Path, list[Path]]:
+    """Where files are, and which: those of some endings in a folder or below it, or all that a pattern names."""
+    if data_dir.is_dir():
+        others_are_not_counted = Omissions(omissions.on_error, skipped=omissions.skipped)
+        return data_dir, sorted(files_below(data_dir, data_dir, endings, others_are_not_counted))
+    files = [data_dir] if data_dir.is_file() else sorted(map(Path, glob.glob(str(data_dir), recursive=True)))  # noqa: PTH207
+    return Path(os.path.commonpath([file.parent for file in files])) if files else data_dir, files
+
+
+def asked_split(split: str) -> str:
+    """What `split_of` says of the names of a split."""
+    return _SPLITS.get(split.lower(), split)
+
+
+def split_of(name: str, split: str) -> str | None:
+    """The split whose word is in a name, in any case: train, val, test, or `split`; "train/val" if several are.
+
+    A word ends where there is no letter: "train" is in imagenet_train2012, not in trained.
+    """
+    if split.lower() not in _SPLITS and re.search(rf"(?<![^\W\d_]){re.escape(split)}(?![^\W\d_])", name, re.IGNORECASE):
+        return split
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return "/".join(sorted({_SPLITS[word] for word in words if word in _SPLITS})) or None
+
+
+def names_only_splits(name: str) -> bool:
+    """Whether a name has no other words: train_256, not imagenet_train."""
+    return all(word in _SPLITS for word in re.findall(r"[^\W\d_]+", name.lower()))
+
+
+def of_split(
+    files: Iterable[T], split: str, omissions: Omissions, where: object, parts: Callable[[T], Sequence[str]], kind: str
+) -> list[T]:
+    """Those of the split; all of them if no name says of which split it is.
+
+    Args:
+        where: what they are in, for messages.
+        parts: the names of a file, from the outermost to its own: the last that tells a split does so.
+        kind: what they are, for messages.
+
+    Raises:
+        DataError: they are of other splits.
+    """
+    splits: dict[str | None, list[T]] = {}
+    for file in files:
+        told = (split_of(part, split) for part in reversed(parts(file)))
+        splits.setdefault(next(filter(None, told), None), []).append(file)
+    unnamed = splits.pop(None, [])
+    if not splits:
+        return unnamed
+    chosen = splits.pop(asked_split(split), None)
+    if chosen is None:
+        there = " and ".join(sorted(map(str, splits)))
+        others = f" ({len(unnamed)} {kind} name none)" if unnamed else ""
+        raise DataError(f"{where} has no {kind} of split {split}, it has {there}{others}: give a --split")
+    omissions.leave_out(f"{kind} of other splits", sum(map(len, splits.values())))
+    omissions.leave_out(f"{kind} that name no split", len(unnamed))
+    return chosen
+
+
+def check_shards(files: Iterable[Path], omissions: Omissions) -> None:
+    """See whether of files named ...-00001-of-00257 one is missing."""
+    sets: dict[tuple[str, str, str], list[str]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*?)(\d{3,})-of-(\d{3,})(.*)", str(file)):
+            sets.setdefault((match[1], match[3], match[4]), []).append(match[2])
+    for (begin, total, end), numbers in sets.items():
+        expected = [f"{number:0{len(numbers[0])}}" for number in range(int(total))]
+        missing = sorted(set(expected) - set(numbers))
+        if missing:
+            further = f", and so are {len(missing) - 1} more of {total}" if missing[1:] else ""
+            omissions.fail(f"{begin}{missing[0]}-of-{total}{end}", f"is missing{further}")
