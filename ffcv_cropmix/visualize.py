@@ -267,8 +267,8 @@ def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
     """Images to draw, with their rows and names.
 
     Args:
-        path: a .beton file, an image, or a folder: rows are those that write_dataset.py gives the images of a folder of
-            classes; images right in the folder come last.
+        path: a .beton file, an image, or a folder: the images of a folder of classes have the rows that
+            write_dataset.py gives them; if images lie right in the folder, rows are in the order of the paths.
         rows: which; None: `count` of them, evenly spaced.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -90,6 +91,15 @@ def test_images_of_every_source(betons: dict[str, Path], sealed: dict[str, Path]
     assert [(row, name) for row, name, _ in found] == [(0, "a.PNG"), (1, "1.png"), (2, "c.png")]
     np.testing.assert_array_equal(found[1][2], photo(7))
     assert [name for _, name, _ in open_images(tmp_path / "c.png", None, 9)] == ["c.png"]
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "$x_$", "a\nb"])
+def test_any_name_can_be_a_title(name: str) -> None:
+    """Those of classes come from folders: not all are UTF-8, or free of what matplotlib takes for mathematics."""
+    plan = sample_plan(*photo(20).shape[:2], number=1, output_size=(32, 32))
+    figure = contact_sheet([Sheet(photo(20), [plan], title=name)], (32, 32))
+    FigureCanvasAgg(figure).draw()
+    assert figure.subfigs[0]._suptitle.get_text() == name.replace("\udce9", r"\udce9")
 
 
 def test_crops_are_where_the_plan_has_them() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -121,7 +120,7 @@ def _is_image(name: str) -> bool:
 def has_images(folder: Path) -> bool:
     """Whether there is an image right in a folder."""
     with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) for entry in entries)
+        return any(_is_image(entry.name) and not _is_folder(entry) for entry in entries)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -173,15 +172,18 @@ def files_below(folder: Path, root: Path, endings: Collection[str], omissions: O
 
 
 def numbered_images(folder: Path) -> list[Path]:
-    """The images of a folder of classes in the order of the rows that write_dataset.py makes; then those in it."""
+    """The images in a folder and below it: of a folder of classes, in the order of the rows of write_dataset.py.
+
+    If there are images right in the folder, all are in the order of their paths.
+    """
     omissions = Omissions()
     try:
-        loose = [Path(folder, name) for name in sorted(os.listdir(folder)) if _is_image(name)]  # noqa: PTH208
-        classes = subfolders(folder)
+        classes = [] if has_images(folder) else subfolders(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}") from None
-    found = [files_below(folder / name, folder, image_endings(), omissions) for name in classes]
-    return [*chain.from_iterable(found), *(path for path in loose if not path.is_dir())]
+    if not classes:
+        return sorted(files_below(folder, folder, image_endings(), omissions))
+    return [path for name in classes for path in files_below(folder / name, folder, image_endings(), omissions)]
 
 
 def find_files(data_dir: Path, endings: Collection[str], omissions: Omissions) -> tuple[Path, list[Path]]:

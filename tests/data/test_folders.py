@@ -154,7 +154,7 @@ def test_images_are_in_the_order_of_torchvision(tmp_path: Path) -> None:
     source, expected = open_source("imagefolder", folder, "train"), ImageFolder(str(folder))
     assert [(str(path), label) for path, label in zip(source.images, source.labels)] == expected.samples
     assert source.classes == expected.classes
-    assert numbered_images(_make(folder, "0.png", "Z.png")) == [*source.images, folder / "0.png", folder / "Z.png"]
+    assert numbered_images(folder) == source.images  # the rows of visualize
 
 
 def test_all_that_pillow_reads_is_taken_and_the_rest_counted(tmp_path: Path) -> None:
