@@ -94,9 +94,9 @@ def parse_arguments() -> argparse.Namespace:
     require(given.chunk_size >= 1, "chunk_size", "is at least 1")
     require(given.subset == -1 or given.subset >= 1, "subset", "is at least 1, or -1")
     require(given.write_path.parent.is_dir(), "write_path", "is a file in a folder that exists")
+    given.write_path = followed(given.write_path)
     beside = (given.write_path, sidecar_path(given.write_path), skipped_path(given.write_path))
     require(not any(map(os.path.isdir, beside)), "write_path", "is a file, and so is the .json beside it")
-    given.write_path = followed(given.write_path)
     return given
 
 

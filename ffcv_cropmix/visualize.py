@@ -412,6 +412,7 @@ def draw(given: argparse.Namespace) -> list[Figure]:
 
 def main() -> None:
     """The command line."""
+    Image.MAX_IMAGE_PIXELS = None  # as in write_dataset.py
     given = parse_arguments()
     with wrong_options():
         figures = draw(given)

@@ -28,7 +28,11 @@ def followed(path: Path) -> Path:
     Raises:
         DataError: a named pipe, device or socket is there.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    try:
+        special = path.exists() and not (path.is_file() or path.is_dir())
+    except OSError:  # its name is too long, perhaps: who opens it is told so
+        return path
+    if special:
         raise DataError(f"{path} is a named pipe, a device or a socket: name a regular file, or a new one")
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
