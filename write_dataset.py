@@ -146,7 +146,7 @@ def say_what_is_not_taken(source: Source, rows: Sequence[int]) -> None:
         print(f"left out: {listed(source.left_out)}")
     empty = np.flatnonzero(np.bincount(source.labels[rows], minlength=len(source.classes)) == 0)
     if len(empty):
-        names = ", ".join(source.classes[label] for label in empty[:_SHOWN])
+        names = ", ".join(" ".join(source.classes[label].split()) for label in empty[:_SHOWN])
         print(f"{len(empty):,} classes have no images: {names}{', ...' * (len(empty) > _SHOWN)}")
 
 

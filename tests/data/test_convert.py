@@ -222,6 +222,17 @@ def test_what_cannot_be_converted_is_skipped_and_named(tmp_path: Path) -> None:
     assert not report.exists()  # it was about the file before
 
 
+def test_what_is_written_last_is_tried_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a class name that JSON cannot say, nor a package without metadata, may end a run after its work."""
+    monkeypatch.setattr(module, "encode_all", lambda *_, **__: pytest.fail("begun"))
+    with pytest.raises(TypeError, match="bytes is not JSON serializable"):
+        convert(replace(_source(3), classes=[b"x"] * 4), tmp_path / "x.beton", EncodeOptions(), num_workers=1)
+    monkeypatch.setattr(module, "version", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert(_source(3), tmp_path / "x.beton", EncodeOptions(), num_workers=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_set_without_any_image_is_an_error(tmp_path: Path) -> None:
     source = Source(["x"], np.zeros(3, np.int64), [b"", b"x", b"y"])
     message = "none of the images can be converted; sample 0: it is no image"

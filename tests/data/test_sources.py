@@ -229,6 +229,25 @@ def test_huggingface(kind: str, table: datasets.Dataset, tmp_path: Path) -> None
         open_source("huggingface", folder, "test")
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_splits_of_huggingface_in_other_names(kind: str, table: datasets.Dataset, tmp_path: Path) -> None:
+    """As `datasets` names the files of its cache, NAME-train.arrow."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, rows in (("train", [0, 1, 2]), ("validation", [1])):
+        part = table.select(rows)
+        if kind == "parquet":
+            part.to_parquet(folder / f"my_set-{split}.parquet")
+        else:
+            part.save_to_disk(tmp_path / split)
+            (tmp_path / split / "data-00000-of-00001.arrow").rename(folder / f"my_set-{split}.arrow")
+    assert _levels(open_source("huggingface", folder, "train")) == [1, 2, 3]
+    source = open_source("huggingface", folder, "val")
+    assert (_levels(source), source.left_out) == ([2], {"files of other splits": 1})
+    with pytest.raises(DataError, match="has no files of split test, it has train and val"):
+        open_source("huggingface", folder, "test")
+
+
 def test_huggingface_without_its_features(table: datasets.Dataset, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     plain = table.to_pandas().rename(columns={"image": "picture"})
@@ -349,6 +368,7 @@ def test_imagenet_val(flat: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("n00000030\nn00000010\nn00000020\nn00000010\n")
     source = open_source("imagenet_val", flat, "val", labels)
+    assert source.left_out == {"files ending in .txt": 1, "lines of labels without an image": 1}
     assert source.classes == ["n00000010", "n00000020", "n00000030"]
     assert source.labels.tolist() == [2, 0, 0]
     assert [int(Path(source.name(index)).stem[-8:]) for index in range(3)] == [1, 2, 4]

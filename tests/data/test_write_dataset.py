@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import runpy
@@ -174,6 +176,59 @@ def test_skipped_kept_and_damaged_images_are_counted(tmp_path: Path) -> None:
     assert read_sidecar(path).counts == [2, 1, 2]
     result = _run(*command, "--on_error=skip", "--reencode")
     assert [line[:8] for line in result.stdout.splitlines()[1:]] == ["1 images"]
+
+
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
+def test_any_name_can_be_said(tmp_path: Path, locale: dict[str, str]) -> None:
+    """File systems take bytes: a name that is not UTF-8 must not end the run after the work."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.makedirs(folder + b"/cl\xe4ss")  # noqa: PTH103
+    os.mkdir(folder + b"/\xe9\ncole")  # noqa: PTH102
+    for name in (b"cl\xe4ss/1.png", b"\xe9\ncole/2.png"):
+        Image.new("RGB", (4, 4)).save(os.fsdecode(folder + b"/" + name))
+    Path(os.fsdecode(folder + b"/cl\xe4ss/b\xe4d.png")).write_text("no image")
+    Path(os.fsdecode(folder + b"/cl\xe4ss/x.\xfcxx")).touch()
+    path = folder + b"/\xfc.beton"
+    command = [sys.executable, "write_dataset.py", "--data_dir", folder, "--write_path", path, "--num_workers=1"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"} | locale
+    for options in (["--on_error=skip"], ["--on_error=skip", "--dry_run"], ["--subset=1"]):
+        result = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        assert b"Traceback" not in result.stderr
+        printed = result.stdout.decode()  # it is UTF-8
+        assert r"caf\udce9/\udcfc.beton" in printed
+        assert r"1 files ending in .\udcfcxx" in printed
+        if options == ["--on_error=skip"]:
+            with Path(os.fsdecode(path + b".skipped.csv")).open(newline="", encoding="utf-8") as report:
+                (row,) = csv.DictReader(report)
+            assert row["path"].endswith(r"/caf\udce9/cl\udce4ss/b\udce4d.png")
+    assert r"1 classes have no images: \udce9 cole" in printed
+    sidecar = json.loads(Path(os.fsdecode(path + b".json")).read_bytes())
+    assert [name.encode("utf-8", "surrogateescape") for name in sidecar["classes"]] == [b"cl\xe4ss", b"\xe9\ncole"]
+    assert sidecar["counts"] == [1, 0]
+
+
+def test_what_is_skipped_of_a_source_is_reported(tmp_path: Path) -> None:
+    """And what is left out is counted, by --dry_run too."""
+    table = tmp_path / "set.csv"
+    for k in range(2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{k}.png")
+    table.write_text("path,label,split\n0.png,3,train\n1.png,,train\n1.png,1,val\n")
+    command = ("--dataset=csv", "--data_dir", table, "--write_path", tmp_path / "x.beton", "--num_workers=1")
+    result = _run(*command)
+    line = f"error: {table}, line 3: a path or a label is missing; --on_error skip goes on without it\n"
+    assert (result.returncode, result.stderr) == (1, line)
+    said = ["left out: 1 rows of other splits", "3 classes have no images: 0, 1, 2"]
+    dry = _run(*command, "--on_error=skip", "--dry_run")
+    assert dry.stderr == f"{table}, line 3 cannot be converted: a path or a label is missing\n"
+    assert dry.stdout.splitlines()[1:] == ["1 more would be skipped", *said]
+    result = _run(*command, "--on_error=skip")
+    assert result.stdout.splitlines()[1:] == [
+        f"1 images were skipped: {tmp_path}/x.beton.skipped.csv names them",
+        *said,
+    ]
+    report = (tmp_path / "x.beton.skipped.csv").read_text()
+    assert report == f'path,reason\n"{table}, line 3",a path or a label is missing\n'
 
 
 def test_a_run_that_is_killed_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
