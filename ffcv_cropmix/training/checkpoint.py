@@ -12,9 +12,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from ..data.replacing import replacing
 from ..errors import DataError
@@ -52,35 +54,61 @@ class Checkpoint:
         images: of a step, of all processes together.
         may_differ: options, "section.key", or sections that a run that goes on may have otherwise.
         parts: what is saved and restored, by name.
+        data: what a position in the training set means: facts by name, see `Run`.
     """
 
     def __init__(
-        self, options: Mapping[str, Any], images: int, may_differ: frozenset[str], parts: Mapping[str, Stateful]
+        self,
+        options: Mapping[str, Any],
+        images: int,
+        may_differ: frozenset[str],
+        parts: Mapping[str, Stateful],
+        data: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._options = _flat(options)
         self._images = images
         self._may_differ = may_differ
         self._parts = parts
+        self._data = dict(data)
+        self._never_finite = set(not_finite(self._states()))  # constants, such as bounds that a network begins with
+
+    def _states(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same in all processes, and when the run goes on: options, data, images of a step."""
+        options = {
+            name: value
+            for name, value in self._options.items()
+            if not {name, name.partition(".")[0]} & self._may_differ
+        }
+        return {**options, **self._data, "images a step": self._images}
 
     def save(self, path: Path, progress: Progress) -> None:
-        """Raises DataError if the file cannot be written; the one before is then still there."""
-        content = {
-            **{name: part.state_dict() for name, part in self._parts.items()},
-            "progress": asdict(progress),
-            "options": self._options,
-            "images": self._images,
-        }
-        with replacing(path) as (file,):
-            torch.save(content, file)
+        """Write the file, or leave the one before as it is.
+
+        Raises:
+            DataError: the file cannot be written, or the run's state is not finite.
+        """
+        states = self._states()
+        broken = [name for name in not_finite(states) if name not in self._never_finite]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            raise DataError(
+                f"{path} is not written: {broken[0]}{more} are no longer finite; the training diverged: try a smaller "
+                "lr, or with fp16 another training.precision"
+            )
+        run = {"options": self._options, "images": self._images, "data": self._data}
+        write(path, {**states, "progress": asdict(progress), **run})
 
     def load(self, path: Path) -> Progress:
         """Restore the parts, and say how far the run was.
 
         Raises:
-            DataError: the file is no checkpoint, or of a run with other options.
+            DataError: the file is no checkpoint, of a run with other options or data, or its state is not finite.
         """
         content = read(path)
-        if not {"progress", "options", "images", *self._parts} <= content.keys():
+        if not {"progress", "options", "images", "data", *self._parts} <= content.keys():
             raise DataError(f"{path} is no checkpoint to go on from, or of a run with other options")
         for name in self._options.keys() | content["options"].keys():
             then, now = content["options"].get(name), self._options.get(name)
@@ -91,9 +119,82 @@ class Checkpoint:
                 f"{path} is of a run with {content['images']} images a step in all, not {self._images}: set "
                 "global_batch_size, or take as many processes as before"
             )
+        for name in sorted(self._data.keys() | content["data"].keys()):
+            then, now = content["data"].get(name), self._data.get(name)
+            if then != now:
+                raise DataError(
+                    f"{path} is of a run with {name} {then}, not {now}: go on with what it had, or start anew in "
+                    "another folder"
+                )
+        states = {name: content[name] for name in self._parts}
+        broken = [name for name in not_finite(states) if name not in self._never_finite]
+        if broken:
+            raise DataError(f"{path}: {broken[0]} is not finite: there is nothing to go on from; start anew")
         for name, part in self._parts.items():
-            part.load_state_dict(content[name])
+            try:
+                part.load_state_dict(states[name])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                line = str(error).splitlines()[:2][-1].strip()  # torch's first one is a heading, if there are more
+                raise DataError(f"{path} does not fit this run: {name}: {line}") from None
         return Progress(**content["progress"])
+
+
+def not_finite(content: Any, name: str = "") -> list[str]:
+    """The dotted names of the tensors in nested dictionaries and lists that hold infinities or NaN.
+
+    Waits once for each device.
+    """
+    tensors: dict[torch.device, dict[str, Tensor]] = {}
+
+    def collect(value: Any, name: str) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            tensors.setdefault(value.device, {})[name] = value
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                collect(item, f"{name}.{key}".lstrip("."))
+        elif isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                collect(item, f"{name}.{number}")
+
+    collect(content, name)
+    found: list[str] = []
+    for named in tensors.values():
+        finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
+        found += [name for name, sound in zip(named, finite) if not sound]
+    return found
+
+
+class _Keeping:
+    """A file whose failure is kept: torch.save makes another error of it, without the reason."""
+
+    failure: OSError | None = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.flush = file.flush
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+
+def write(path: Path, content: Any) -> None:
+    """Write what torch.save can write; the file is whole, or the one before is left.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with replacing(path) as (file,):
+        keeping = _Keeping(file)
+        try:
+            torch.save(content, cast(IO[bytes], keeping))
+        except RuntimeError:
+            if keeping.failure:
+                raise keeping.failure from None
+            raise
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -7,26 +7,30 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import StringIO
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import usage_error
+from ..errors import DataError, usage_error
 from ..progress import progress
 from .config import DistConfig
 
 if TYPE_CHECKING:
     from ..loader import Loader
 
+T = TypeVar("T")
+
 _SAME_SIGNAL = 5.0  # s
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+DIVERGED = 1 << 16  # what StopSignal agrees on if a loss is not finite; above all signals
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,27 @@ class Processes:
             dist.all_reduce(value)
             value /= self.count
         return value
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, in all of them, by rank."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def by_first(self, action: Callable[[], T]) -> T | None:
+        """Do something in the first process; the others get None. If it fails there, all raise its DataError."""
+        result, failures = None, [""]
+        if self.first:
+            try:
+                result = action()
+            except DataError as error:
+                failures = [str(error)]
+        if self.count > 1:
+            dist.broadcast_object_list(failures)
+        if failures[0]:
+            raise DataError(failures[0])
+        return result
 
     def share_buffers(self, module: nn.Module) -> None:
         """Copy buffers, such as the statistics of batch normalisation, from the first process to the others."""
@@ -172,18 +197,25 @@ def deal_step(batch_size: int, global_batch_size: int | None, *, images: int, pr
 
 
 class StopSignal:
-    """SIGTERM and SIGINT, kept until all processes can stop at the same step.
+    """A signal that asks for the end, kept until all processes can stop at the same step.
 
-    Another one, more than 5 s later, ends the process at once. Until then it may be the same one: both a scheduler and
-    torchrun send it.
+    Such are SIGTERM, SIGINT, what schedulers send before a time limit (SIGUSR1, SIGUSR2, SIGXCPU), and SIGHUP, unless
+    nohup had it ignored. Another one, more than 5 s later, ends the process at once. Until then it may be the same one:
+    both a scheduler and torchrun send it.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._received, self._since = 0, 0.0
+        self._diverged = False
         self._alone = processes.count == 1
         self._asked: tuple[Any, Tensor] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._keep)
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._keep)
+
+    def diverge(self) -> None:
+        """Stop because a loss is not finite: `agreed` says DIVERGED, at once or a step later."""
+        self._diverged = True
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -194,19 +226,20 @@ class StopSignal:
             self._received, self._since = number, now
 
     def agreed(self) -> int:
-        """The number of the signal to stop for, 0 for none: the same in all processes, which all ask at each step.
+        """The number of the signal to stop for, DIVERGED, or 0: the same in all processes, which all ask at each step.
 
         With several processes it is what any of them had received when they asked the time before: the answer came
         while they worked, on the CPU, and nothing waits for a GPU.
         """
+        asked = DIVERGED if self._diverged else self._received
         if self._alone:
-            return self._received
+            return asked
         answer = 0
         if self._asked:
             request, flag = self._asked
             request.wait()
             answer = int(flag)
-        flag = torch.tensor(self._received)
+        flag = torch.tensor(asked)
         self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
         return answer
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
+import os
+import socket
+import sys
+import threading
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..data.replacing import replacing
 from ..errors import DataError
+from .checkpoint import write
 from .config import Config, augmentation
 
 T = TypeVar("T")
@@ -27,6 +35,9 @@ class Meter:
         images: of a step, of all processes together.
         announce: print how long the first batch took.
     """
+
+    finite: bool = True
+    """Whether all losses that were read so far are finite"""
 
     def __init__(self, images: int, *, announce: bool = False) -> None:
         self._images = images
@@ -60,7 +71,9 @@ class Meter:
             value, counted, rate, event = self._late
             if event and not event.query():
                 return
-            self._shown = f"loss {float(value) / counted:.3f}, lr {rate:.3g}"
+            loss = float(value) / counted
+            self._shown = f"loss {loss:.3f}, lr {rate:.3g}"
+            self.finite = self.finite and math.isfinite(loss)
         value = loss_sum.to("cpu", non_blocking=True, copy=True)
         event = None
         if loss_sum.is_cuda:
@@ -91,6 +104,52 @@ class Meter:
         self._now = time.perf_counter()
 
 
+_locked: list[IO[str]] = []  # open, and so locked, until the process ends
+
+
+def claim(folder: Path, resume: str | None) -> None:
+    """Make a folder, and reserve it for this process until it ends, however it ends.
+
+    Args:
+        folder: of a run.
+        resume: "auto", or the path of a checkpoint: the folder may hold that run. None: it must not hold one.
+
+    Raises:
+        DataError: another process has reserved it, it holds another run, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+    if not any((folder / name).exists() for name in ("checkpoint.pt", "log", "final_weights.pt")):
+        return
+    own = folder / "checkpoint.pt"
+    if resume is None:
+        hint = "choose another folder, go on with --resume=auto, or remove it"
+        raise DataError(f"{folder} already holds a run: {hint}")
+    if not own.exists():
+        raise DataError(f"{folder} holds a run without its checkpoint.pt: choose another folder, or remove it")
+    if resume != "auto" and own.resolve() != Path(resume).resolve():
+        raise DataError(f"{folder} already holds a run, which is not that of {resume}: choose another folder")
+
+
+def _lock(folder: Path) -> None:
+    """Lock `folder`'s file .lock. The lock is the process's: it ends with it, and forks of it do not have it."""
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise DataError(f"another run, {file.read().strip()}, is writing to {folder}: choose another folder") from None
+    except OSError as error:
+        print(f"{folder} cannot be locked ({error.strerror}): no other run may write to it", file=sys.stderr)
+    _locked.append(file)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+
+
 class RunLog:
     """The run's folder: `log`, a JSON line an epoch; `params.json`, the options; TensorBoard's events.
 
@@ -100,34 +159,26 @@ class RunLog:
     again without that wait; and what the trainer adds.
 
     Args:
-        folder: made if it is missing.
+        folder: exists, and is this run's: see `claim`.
         options: of the run.
-        resumed: the entries of the run that goes on; None for a new one.
+        resumed: the entries of the run that goes on; none for a new one.
         tensorboard: write the entries for TensorBoard as well.
 
     Raises:
-        DataError: the folder cannot be made or written, or holds a run although this one is new.
+        DataError: the folder cannot be written.
     """
 
     def __init__(
         self,
         folder: Path,
         options: Mapping[str, Any],
-        resumed: list[dict[str, Any]] | None = None,
+        resumed: Iterable[dict[str, Any]] = (),
         *,
         tensorboard: bool = True,
     ) -> None:
         self.folder = folder
-        self.records = list(resumed or [])
+        self.records = list(resumed)
         self._log = folder / "log"
-        if self._log.exists() and resumed is None:
-            raise DataError(
-                f"{folder} already holds a run: choose another folder, go on with --resume=auto, or remove it"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder} cannot be written: {error.strerror}") from error
         _write(folder / "params.json", json.dumps(options, indent=2) + "\n")
         if self.records:  # the log may have an epoch that the checkpoint lacks
             _write(self._log, "".join(json.dumps(entries) + "\n" for entries in self.records))
@@ -137,17 +188,30 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(folder, purge_step=len(self.records))
+            with _writing(folder):
+                self._board = SummaryWriter(folder, purge_step=len(self.records))
 
     def add(self, entries: dict[str, Any], epochs: int) -> None:
-        """Append an epoch of so many to the log, and say it in a line."""
+        """Append an epoch of so many to the log, and say it in a line.
+
+        Raises:
+            DataError: it cannot be written: the log is as it was.
+        """
         self.records.append(entries)
-        with self._log.open("a") as file:
-            file.write(json.dumps(entries) + "\n")
+        with _writing(self._log):
+            size = self._log.stat().st_size if self._log.exists() else 0
+            try:
+                with self._log.open("a") as file:
+                    file.write(json.dumps(entries) + "\n")
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self._log, size)
+                raise
         if self._board:
-            for name, value in entries.items():
-                self._board.add_scalar(name, value, entries["epoch"])
-            self._board.flush()
+            with _writing(self.folder):
+                for name, value in entries.items():
+                    self._board.add_scalar(name, value, entries["epoch"])
+                self._board.flush()
         known = ("epoch", "train_loss", "lr", "images_per_second", "seconds", "waiting")
         further = "".join(f", {name} {value:.5g}" for name, value in entries.items() if name not in known)
         print(
@@ -162,8 +226,7 @@ class RunLog:
         for key, value in state.items():
             state[key] = value.cpu()
         path = self.folder / "final_weights.pt"
-        with replacing(path) as (file,):
-            torch.save(state, file)
+        write(path, state)
         return path
 
 
@@ -188,6 +251,22 @@ def closing_table(config: Config, log: RunLog, weights: Path) -> str:
         "weights": str(weights),
     }
     return "\n".join(f"{name:<23}{value}" for name, value in rows.items())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make a DataError of what goes wrong in writing, also in TensorBoard's thread, which would print a traceback."""
+    before, threading.excepthook = threading.excepthook, _print_unless_it_is_raised_too
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+    threading.excepthook = before
+
+
+def _print_unless_it_is_raised_too(failure: threading.ExceptHookArgs) -> None:
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _write(path: Path, text: str) -> None:

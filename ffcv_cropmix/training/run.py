@@ -6,18 +6,23 @@ import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import xxhash
+from ffcv.traversal_order import QuasiRandom
 from torch import Tensor
 
 from ..errors import DataError
 from ..loader import Loader
 from ..progress import progress
 from .checkpoint import Checkpoint, Progress, Stateful
-from .distributed import Processes, StopSignal, seed_step
-from .logs import Meter, RunLog
+from .datasets import open_labelled
+from .distributed import DIVERGED, Processes, StopSignal, seed_step
+from .logs import Meter, RunLog, claim
 
 
 class Run:
@@ -32,8 +37,9 @@ class Run:
             run.end_epoch(top_1=...)
 
     What torch draws at random in a step depends on the seed, the epoch, the step and the process alone. After each
-    epoch, and after the step at which SIGTERM or SIGINT came, everything is saved: a run that goes on from there ends
-    as if it had not been stopped.
+    epoch, and after the step at which SIGTERM, SIGINT, SIGHUP or SIGUSR1 came, everything is saved, if it is finite: a
+    run that goes on from there ends as if it had not been stopped. A loss that is not finite ends the run a few steps
+    later. No other process may have a run in `folder` until this one ends.
 
     Args:
         folder: the run's.
@@ -49,7 +55,8 @@ class Run:
         tensorboard: write the log for TensorBoard as well.
 
     Raises:
-        DataError: the folder cannot be written or holds a run already; there is no checkpoint, or it is of another run.
+        DataError: the folder cannot be written, another process is writing to it, or it holds another run; there is no
+            checkpoint, or it is of a run with other options or data; processes do not begin at the same place.
     """
 
     position: float
@@ -75,17 +82,42 @@ class Run:
         self.images = loader.batch_size * parts * processes.count
         """Of a step, of all processes together"""
         self._steps = len(loader) // parts
-        self._checkpoint = Checkpoint(options, self.images, may_differ, state)
-        self._done = Progress()
-        if resume and (resume != "auto" or self.saved.exists()):
-            self._done = done = self._checkpoint.load(self.saved if resume == "auto" else Path(resume))
+        processes.by_first(lambda: claim(folder, resume))
+        data = describe_data(loader, processes)
+        self._checkpoint = Checkpoint(options, self.images, may_differ, state, data)
+        self._done = done = self._begin(resume)
+        if done.epoch or done.step:
             loader.load_state_dict({**loader.state_dict(), "epoch": done.epoch, "batch": done.step * parts})
-        self.log = None
+        self.log = processes.by_first(lambda: RunLog(folder, options, done.records, tensorboard=tensorboard))
         """Of the first process"""
-        if processes.first:
-            self.log = RunLog(folder, options, self._done.records if resume else None, tensorboard=tensorboard)
         self._stop = StopSignal(processes)
         self._lr = 0.0
+
+    def _begin(self, resume: str | None) -> Progress:
+        """Where the run goes on: all processes at the same place, with the same options and data."""
+        done, failure = Progress(), ""
+        try:
+            if resume and (resume != "auto" or self.saved.exists()):
+                done = self._checkpoint.load(self.saved if resume == "auto" else Path(resume))
+        except DataError as error:
+            failure = str(error)
+        found = self._processes.gather((failure, self._checkpoint.identity(), asdict(done)))
+        for rank, (failure, _, _) in enumerate(found):
+            if failure:
+                raise DataError(f"process {rank}: {failure}" if rank else failure)
+        _, first, begin = found[0]
+        for rank, (_, identity, place) in enumerate(found):
+            for name in first.keys() | identity.keys():
+                theirs, ours = identity.get(name), first.get(name)
+                if theirs != ours:
+                    raise DataError(f"process {rank} has {name} {theirs}, process 0 {ours}: give all the same")
+            if place != begin:
+                at = [f"epoch {of['epoch'] + 1}, step {of['step'] + 1}" for of in (begin, place)]
+                raise DataError(
+                    f"process 0 begins at {at[0]}, process {rank} at {at[1]}, or with another log: {self.saved.parent} "
+                    "must be one folder that all processes see, and so must the checkpoint"
+                )
+        return done
 
     def epochs(self) -> Iterator[int]:
         """Those that are left to do."""
@@ -108,7 +140,12 @@ class Run:
             self.position = epoch + (step + 0.5) / self._steps
             yield step
             self._meter.step(self._loss_sum, step + 1, self._lr)
-            if (number := self._stop.agreed()) and step + 1 < self._steps:
+            if not self._meter.finite:
+                self._stop.diverge()
+            number = self._stop.agreed()
+            if number == DIVERGED:
+                raise self._diverged(step + 1)
+            if number and step + 1 < self._steps:
                 self._break_off(step + 1, number)
         self._batches.close()
 
@@ -128,14 +165,12 @@ class Run:
             group["lr"] = lr * group.get("lr_scale", 1)
 
     def end_epoch(self, **further: float) -> dict[str, Any]:
-        """Log the epoch, with what else is to be said of it, and save. Returns the log's entries of the epoch.
+        """Save, and log the epoch, with what else is to be said of it. Returns the log's entries of the epoch.
 
         Raises:
-            DataError: the loss is not finite: nothing is saved.
+            DataError: the loss or the state is not finite, or cannot be written: what was saved before is still there.
         """
-        loss = self._mean_loss() / self._steps
-        if not math.isfinite(loss):
-            raise DataError(f"the training loss is {loss} after epoch {self._done.epoch + 1}: try a smaller lr")
+        loss = self._mean_loss(self._steps) / self._steps
         meter = self._meter
         entries = {
             "epoch": self._done.epoch,
@@ -147,23 +182,51 @@ class Run:
             **further,
         }
         self._done = Progress(self._done.epoch + 1, records=[*self._done.records, entries])
-        if self.log:
-            self.log.add(entries, self._epochs)
-            self._checkpoint.save(self.saved, self._done)
+        self._processes.by_first(lambda: self._save(entries))
         return entries
 
-    def _mean_loss(self) -> float:
-        """The sum over the steps so far, mean over the processes. The epoch's clock stops with it."""
+    def _save(self, entries: dict[str, Any]) -> None:
+        """In the first process. The checkpoint comes first: a run that goes on writes the log that it holds."""
+        assert self.log
+        self._checkpoint.save(self.saved, self._done)
+        self.log.add(entries, self._epochs)
+
+    def _mean_loss(self, steps: int) -> float:
+        """The sum over so many steps, mean over the processes. The epoch's clock stops with it."""
         loss = float(self._processes.mean(self._loss_sum))
         self._meter.finish()
+        if not math.isfinite(loss):
+            raise self._diverged(steps)
         return loss
 
+    def _diverged(self, step: int) -> DataError:
+        kept = f"; {self.saved} is as it was" if self.saved.exists() else ""
+        return DataError(
+            f"the training loss is no longer finite at step {step} of epoch {self._done.epoch + 1}: try a smaller lr, "
+            f"or with fp16 another training.precision{kept}"
+        )
+
     def _break_off(self, step: int, number: int) -> None:
-        loss = self._mean_loss()
+        loss = self._mean_loss(step)
+        seconds = self._done.seconds + self._meter.seconds
+        at = Progress(self._done.epoch, step, loss, seconds, self._done.records)
+        self._processes.by_first(lambda: self._checkpoint.save(self.saved, at))
         if self.log:
-            seconds = self._done.seconds + self._meter.seconds
-            at = Progress(self._done.epoch, step, loss, seconds, self._done.records)
-            self._checkpoint.save(self.saved, at)
             name = signal.Signals(number).name
             print(f"{name}: stopped after step {step} of epoch {at.epoch + 1}; --resume=auto goes on there", flush=True)
         sys.exit(128 + number)
+
+
+def describe_data(loader: Loader, processes: Processes) -> dict[str, Any]:
+    """What a position in a pass over the training set means: its samples, and what their order depends on.
+
+    Paths do not count, and images neither: a file may be moved, or written anew at another quality.
+    """
+    beton = open_labelled(loader.fname)
+    data = {
+        "images in the training set": len(beton.metadata),
+        "checksum of its labels": xxhash.xxh64_hexdigest(np.ascontiguousarray(beton.column("label")).tobytes()),
+    }
+    if isinstance(loader.traversal_order, QuasiRandom):  # it draws from as many pages as two batches have samples
+        data |= {"processes": processes.count, "images at once (data.in_memory=0)": loader.batch_size}
+    return data

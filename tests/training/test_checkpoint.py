@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch import nn
 
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.evaluation.weights import read_weights
-from ffcv_cropmix.training.checkpoint import Checkpoint, Progress
+from ffcv_cropmix.training.checkpoint import Checkpoint, Progress, read, write
 from ffcv_cropmix.training.config import MAY_DIFFER, parse_config
-from ffcv_cropmix.training.models import average_weights
+from ffcv_cropmix.training.models import average_weights, create_sgd
 
 OPTIONS = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
 
@@ -51,6 +52,70 @@ def test_a_run_goes_on_with_the_options_that_matter(option: str, refused: str | 
     else:
         with pytest.raises(DataError, match=f"c.pt is of a run with {refused}: start anew"):
             checkpoint.load(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000, 300_000])
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_former_one(
+    room: int, tmp_path: Path, file_limit
+) -> None:
+    checkpoint, path = _checkpoint(model=nn.Linear(300, 300)), tmp_path / "c.pt"
+    checkpoint.save(path, Progress(1))
+    before = path.read_bytes()
+    with file_limit(room), pytest.raises(DataError, match=r"c.pt cannot be written: File too large"):
+        checkpoint.save(path, Progress(2))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class _Bounds(nn.Module):
+    """Starts with what is not finite, as timm's Gemma 4 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+        self.register_buffer("least", torch.tensor(-torch.inf))
+
+
+def test_what_is_not_finite_is_not_saved_and_not_restored(tmp_path: Path) -> None:
+    network, path = _Bounds(), tmp_path / "c.pt"
+    optimizer = create_sgd(network.parameters(), 0.1, momentum=0.9)
+    checkpoint = _checkpoint(model=network, optimizer=optimizer)
+    checkpoint.save(path, Progress(1))
+    assert checkpoint.load(path) == Progress(1)
+    before = path.read_bytes()
+    momentum = optimizer.state[network.linear.bias]["momentum_buffer"]
+    for tensor, name in ((network.linear.weight.data, "model.linear.weight"), (momentum, "optimizer.state.1.momentum")):
+        for value in (torch.nan, torch.inf):
+            was = tensor.clone()
+            tensor.view(-1)[-1] = value
+            with pytest.raises(DataError, match=f"c.pt is not written: {name}.* no longer finite"):
+                checkpoint.save(path, Progress(2))
+            assert path.read_bytes() == before
+            write(tmp_path / "broken.pt", {**read(path), **checkpoint._states()})
+            with pytest.raises(DataError, match=f"broken.pt: {name}.* is not finite"):
+                checkpoint.load(tmp_path / "broken.pt")
+            tensor.copy_(was)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"images": 200, "labels": "ab"}, "is of a run with images 512, not 200"),
+        ({"images": 512, "labels": "cd"}, "is of a run with labels ab, not cd"),
+        ({"images": 512, "labels": "ab", "processes": 2}, "is of a run with processes None, not 2"),
+        ({"images": 512, "labels": "ab"}, None),
+    ],
+)
+def test_a_run_goes_on_with_the_data_that_it_had(now: dict, message: str | None, tmp_path: Path) -> None:
+    def checkpoint(data: dict, network: nn.Module) -> Checkpoint:
+        return Checkpoint({}, 64, MAY_DIFFER, {"model": network}, data)
+
+    checkpoint({"images": 512, "labels": "ab"}, nn.Linear(2, 3)).save(tmp_path / "c.pt", Progress(1))
+    with pytest.raises(DataError, match=message) if message else nullcontext():
+        checkpoint(now, nn.Linear(2, 3)).load(tmp_path / "c.pt")
+    with pytest.raises(DataError, match=r"c.pt does not fit this run: model: size mismatch for weight") as caught:
+        checkpoint({"images": 512, "labels": "ab"}, nn.Linear(2, 4)).load(tmp_path / "c.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:

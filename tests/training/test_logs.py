@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from torch import nn
 
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.training.config import parse_config
-from ffcv_cropmix.training.logs import Meter, RunLog, closing_table
+from ffcv_cropmix.training.logs import Meter, RunLog, claim, closing_table
 
 TRAINED: dict = {
     "train_loss": 0.5,
@@ -32,6 +35,7 @@ EVALUATED = {"top_1": 97.5, "top_5": 99.25, "val_loss": 0.125, "rms_calibration_
 
 
 def _new(folder: Path, *resumed: Any) -> RunLog:
+    folder.mkdir(parents=True, exist_ok=True)
     return RunLog(folder, {"training": {"epochs": 2}}, *resumed, tensorboard=False)
 
 
@@ -121,16 +125,84 @@ def test_closing_table(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_with_a_run_is_not_written_to(tmp_path: Path) -> None:
-    _new(tmp_path).add(_record(0), 2)
-    before = (tmp_path / "params.json").read_bytes()
-    with pytest.raises(DataError, match="already holds a run"):
-        RunLog(tmp_path, {}, tensorboard=False)
-    assert (tmp_path / "params.json").read_bytes() == before
-    assert len((tmp_path / "log").read_text().splitlines()) == 1
+def test_an_epoch_that_does_not_fit_on_the_disk_leaves_the_log_as_it_was(tmp_path: Path, file_limit) -> None:
+    log = _new(tmp_path)
+    log.add(_record(0), 9)
+    before = (tmp_path / "log").read_bytes()
+    for room in (0, 5):  # bytes; the beginning of a line would be written
+        with file_limit(len(before) + room), pytest.raises(DataError, match=r"log cannot be written: File too large"):
+            log.add(_record(1), 9)
+        assert (tmp_path / "log").read_bytes() == before
+
+
+def test_tensorboards_failure_is_one_line(tmp_path: Path, file_limit, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    with file_limit(0), pytest.raises(DataError, match="cannot be written"):
+        RunLog(tmp_path, {})
+    log = RunLog(tmp_path, {})
+    [events] = tmp_path.glob("events.out*")
+    with file_limit(events.stat().st_size), pytest.raises(DataError, match=f"{tmp_path} cannot be written: File too"):
+        log._log = Path("/dev/null")
+        for epoch in range(3):
+            log.add(_record(epoch), 9)
+    time.sleep(0.1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_weights_that_do_not_fit_on_the_disk_leave_the_former_ones(tmp_path: Path, file_limit) -> None:
+    log, network = _new(tmp_path), nn.Linear(300, 300)
+    before = log.save_weights(network).read_bytes()
+    with file_limit(100_000), pytest.raises(DataError, match=r"final_weights.pt cannot be written: File too large"):
+        log.save_weights(network)
+    assert (tmp_path / "final_weights.pt").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"final_weights.pt", "params.json"}
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "log", "final_weights.pt"])
+def test_a_folder_with_a_run_is_not_taken(name: str, tmp_path: Path) -> None:
+    claim(tmp_path, None)
+    claim(tmp_path, "auto")
+    claim(tmp_path, "elsewhere.pt")
+    (tmp_path / name).write_text("")
+    with pytest.raises(DataError, match="already holds a run: choose another folder, go on with --resume=auto"):
+        claim(tmp_path, None)
+    if name != "checkpoint.pt":
+        with pytest.raises(DataError, match=r"holds a run without its checkpoint.pt"):
+            claim(tmp_path, "auto")
+    (tmp_path / "checkpoint.pt").write_text("")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "checkpoint.pt").write_text("")
+    with pytest.raises(DataError, match=r"already holds a run, which is not that of .*other/checkpoint.pt"):
+        claim(tmp_path, str(other / "checkpoint.pt"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for resume in ("auto", f"{tmp_path}/checkpoint.pt", f"{other}/../checkpoint.pt", f"{tmp_path}/link/checkpoint.pt"):
+        claim(tmp_path, resume)
+
+
+def _claim_and_wait(folder: Path, claimed: Any) -> None:
+    claim(folder, None)
+    claimed.set()
+    time.sleep(100)
+
+
+def test_one_run_a_folder_until_it_is_killed(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("fork")
+    claimed = processes.Event()
+    first = processes.Process(target=_claim_and_wait, args=(tmp_path, claimed))
+    first.start()
+    assert claimed.wait(30)
+    holder = f"process {first.pid} on {socket.gethostname()}"
+    for resume in (None, "auto"):
+        with pytest.raises(DataError) as refused:
+            claim(tmp_path, resume)
+        assert str(refused.value) == f"another run, {holder}, is writing to {tmp_path}: choose another folder"
+    first.kill()
+    first.join()
+    claim(tmp_path, None)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/run cannot be written: Not a directory"):
-        _new(tmp_path / "file" / "run")
+        claim(tmp_path / "file" / "run", None)

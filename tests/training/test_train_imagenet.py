@@ -142,7 +142,7 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
     assert any(line.startswith(summary) for line in printed)
     assert sum(line.startswith("first batch after ") for line in printed) == 1
     files = {path.name.partition(".tfevents")[0] for path in folder.iterdir()}
-    assert files == {"checkpoint.pt", "curves.png", "events.out", "final_weights.pt", "log", "params.json"}
+    assert files == {".lock", "checkpoint.pt", "curves.png", "events.out", "final_weights.pt", "log", "params.json"}
     assert "-" not in table([read_run(folder)]).split()  # the comparison of runs finds all its columns in the log
 
 
