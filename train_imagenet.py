@@ -35,6 +35,7 @@ from ffcv_cropmix.training.models import (
     NormalizedModel,
     average_weights,
     check_arch,
+    check_batch,
     check_resolutions,
     choose_precision,
     create_network,
@@ -74,6 +75,10 @@ def train(config: Config) -> None:
     resolutions = [resolution(epoch, config.resolution) for epoch in range(training.epochs)]
     model = create_model(config, classes, resolutions, processes)
     describe(model.network, classes=data.classes, **evaluation_options(config))
+    try:
+        check_batch(model.network, batch_size, resolutions)
+    except ValueError as error:
+        usage_error(str(error))
     average = average_weights(model.network, training.ema_decay) if training.ema_decay else None
     evaluated = NormalizedModel(average.module).to(device) if average else model
     groups = parameter_groups(model, training.weight_decay, bn_wd=bool(training.bn_wd))

@@ -42,6 +42,7 @@ from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import (
     NormalizedModel,
+    check_batch,
     choose_precision,
     create_network,
     create_sgd,
@@ -109,6 +110,10 @@ def pretrain(config: PretrainConfig) -> None:
 
     backbone = create_backbone(config.model)
     query = NormalizedModel(Encoder(backbone)).to(device).to(memory_format=torch.channels_last)
+    try:
+        check_batch(query.network, batch_size, [training.resolution])
+    except ValueError as error:
+        usage_error(str(error))
     key = copy.deepcopy(query)
     deactivate_requires_grad(key)
     trained = processes.wrap(query)

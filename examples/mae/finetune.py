@@ -31,7 +31,7 @@ from ffcv_cropmix.training.config import augmentation
 from ffcv_cropmix.training.datasets import check_datasets
 from ffcv_cropmix.training.distributed import Processes, deal_step, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
-from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision
+from ffcv_cropmix.training.models import NormalizedModel, check_batch, choose_precision, mixed_precision
 from ffcv_cropmix.training.objective import create_mixing
 from ffcv_cropmix.training.run import Run
 
@@ -55,6 +55,10 @@ def finetune(config: FinetuneConfig) -> None:
     device, precision = processes.device, choose_precision(training.precision, processes.device)
 
     network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)
+    try:
+        check_batch(network, batch_size, [shape.resolution])
+    except ValueError as error:
+        usage_error(str(error))
     if not config.from_scratch:
         load_encoder(network, Path(config.weights))
     model = NormalizedModel(network).to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -154,7 +155,24 @@ def _use(gpu: int | None) -> torch.device:
     return torch.device("cuda", gpu)
 
 
+def _check_address(local: DistConfig) -> None:
+    """End the program with one line if the first process cannot be reached: torchrun's answer is a page."""
+    try:
+        socket.getaddrinfo(local.address, local.port)
+    except OSError as error:
+        usage_error(f"dist.address={local.address}: {(error.strerror or str(error)).lower()}")
+    both = socket.has_dualstack_ipv6()
+    try:
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", local.port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        usage_error(f"dist.port={local.port}: {os.strerror(error.errno or 0).lower()}: choose another one")
+
+
 def _start_again(local: DistConfig) -> None:
+    _check_address(local)
+    names = ",".join(signal.Signals(number).name for number in (*STOPPING, signal.SIGQUIT))
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", names)  # torchrun hands them on to its processes
     where = [f"--nproc-per-node={local.world_size}", f"--master-addr={local.address}", f"--master-port={local.port}"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would say that it sets it; the trainer sets torch's own
     os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *where, *_this_program()])

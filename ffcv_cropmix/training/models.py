@@ -209,10 +209,19 @@ def create_network(
 
     Raises:
         ValueError: there is no such architecture; names close ones. Or the stem does not fit.
+        DataError: there are no pretrained weights, or they cannot be downloaded.
     """
     check_arch(arch)
     create = _create_timm if arch.startswith(_TIMM) else _create_torchvision
-    network = create(arch, num_classes, pretrained)
+    try:
+        network = create(arch, num_classes, pretrained)
+    except Exception as error:  # the libraries that download raise errors of many kinds
+        if not pretrained:
+            raise
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"model.pretrained=1: {arch} has no weights, or they cannot be had: {first}; {_hint(arch)}"
+        ) from error
     if cifar_stem:
         apply_cifar_stem(network)
     if blurpool:
@@ -229,6 +238,14 @@ def normalization(network: nn.Module, arch: str, *, pretrained: bool) -> tuple[l
         return [0.5] * 3, [0.5] * 3
     published: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's
     return list(published.get("mean") or IMAGENET_MEAN), list(published.get("std") or IMAGENET_STD)
+
+
+def _hint(arch: str) -> str:
+    """How to get pretrained weights to a machine without a network."""
+    if arch.startswith(_TIMM):
+        return "without a network, copy the cache of a machine that has them (HF_HOME)"
+    url = torchvision.models.get_model_weights(arch).DEFAULT.url
+    return f"without a network, put {url} into {torch.hub.get_dir()}/checkpoints"
 
 
 def _create_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
@@ -263,6 +280,31 @@ def check_resolutions(model: NormalizedModel, resolutions: Iterable[int]) -> Non
                 model(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ValueError(f"the model does not take images of {side} x {side} px: {error}") from error
+
+
+def check_batch(network: nn.Module, images: int, sides: Iterable[int]) -> None:
+    """Raise ValueError if batch normalisation has a single value to normalise, before hours are spent finding out.
+
+    It has if there is one image at once, and one pixel left of it. Passes without data show it, on torch's meta device.
+
+    Args:
+        network: to be trained.
+        images: at once, in a process.
+        sides: of the images, px.
+    """
+    if images > 1 or any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
+        return
+    network = copy.deepcopy(network).to("meta").train()
+    for side in sorted(set(sides)):
+        try:
+            network(torch.empty(1, 3, side, side, device="meta"))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"batch normalisation cannot be trained on one image at once of {side} x {side} px: take a larger "
+                "training.batch_size, and a global_batch_size that can be shared equally in parts of at most so many"
+            ) from None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = False) -> list[dict[str, Any]]:
@@ -337,6 +379,9 @@ def estimate_bytes(network: nn.Module, images: int, side: int, *, half: bool, av
         averaged: with an average of the weights.
     """
     network = copy.deepcopy(network).to("meta").train()
+    for module in network.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # it would look for a GPU; what it keeps is the same
     parameters = {parameter.untyped_storage()._cdata: parameter.nbytes for parameter in network.parameters()}
     kept: dict[int, int] = {}
 

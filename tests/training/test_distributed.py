@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.training import distributed
-from ffcv_cropmix.training.distributed import Processes, StopSignal, seed_step, split_batch
+from ffcv_cropmix.training.config import DistConfig
+from ffcv_cropmix.training.distributed import Processes, StopSignal, join, seed_step, split_batch
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,6 +54,28 @@ def test_a_signal_is_kept_and_a_later_one_ends_the_process(monkeypatch, signals:
     monkeypatch.setattr(os, "kill", lambda _, number: ended.append((number, signal.getsignal(number))))
     signal.raise_signal(signal.SIGINT)
     assert ended == [(signal.SIGINT, signal.SIG_DFL)]
+
+
+def test_a_first_process_that_cannot_be_reached_is_named(monkeypatch, capsys) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: started.append(arguments))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for host in ("127.0.0.1", ""):  # of one address, or of all
+        with socket.create_server((host, 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(SystemExit):
+                join(0, DistConfig(world_size=2, port=port))
+        assert capsys.readouterr().err == f"error: dist.port={port}: address already in use: choose another one\n"
+    with pytest.raises(SystemExit):
+        join(0, DistConfig(world_size=2, address="no-such-host.invalid"))
+    message = capsys.readouterr().err
+    assert message.startswith("error: dist.address=no-such-host.invalid: ")
+    assert message.count("\n") == 1
+    assert not started
+    monkeypatch.setattr(distributed, "_start_again", lambda _: started.append([]))
+    join(0, DistConfig(world_size=1, port=port))
+    assert not started
 
 
 def test_each_step_has_random_numbers_of_its_own() -> None:

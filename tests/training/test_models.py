@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from io import BytesIO
+from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from ffcv_cropmix.training.models import (
     apply_blurpool,
     average_weights,
     check_arch,
+    check_batch,
     check_resolutions,
     create_network,
     create_sgd,
@@ -281,6 +285,53 @@ def test_pretrained_weights_keep_all_but_the_head(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == "pretrained weights loaded; afresh: fc.bias, fc.weight\n"
     assert torch.equal(create_network("resnet18", 1000, pretrained=True).fc.weight, weights["fc.weight"])
     assert capsys.readouterr().out == "pretrained weights loaded\n"
+
+
+@pytest.mark.parametrize(
+    ("arch", "images", "sides", "refused"),
+    [
+        ("resnet18", 1, [64, 32], 32),
+        ("resnet18", 1, [64], None),
+        ("resnet18", 2, [32], None),
+        ("vit_b_32", 1, [224], None),
+        ("mobilenet_v3_small", 1, [32], 32),
+        ("timm/resnet18", 1, [32], 32),
+    ],
+)
+def test_one_image_is_too_few_for_batch_normalisation(
+    arch: str, images: int, sides: list[int], refused: int | None
+) -> None:
+    with torch.device("meta"):
+        network = create_network(arch, 3)
+    message = f"cannot be trained on one image at once of {refused} x {refused} px: take a larger training.batch_size"
+    with pytest.raises(ValueError, match=message) if refused else nullcontext():
+        check_batch(network, images, sides)
+
+
+@pytest.mark.parametrize(
+    "failure", [URLError("Temporary failure in name resolution"), RuntimeError("invalid hash value"), KeyError()]
+)
+@pytest.mark.parametrize("arch", ["resnet18", "timm/resnet18"])
+def test_weights_that_cannot_be_had_are_one_line(failure: Exception, arch: str, monkeypatch) -> None:
+    pytest.importorskip("timm")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+    with pytest.raises(DataError, match=f"model.pretrained=1: {arch} has no weights, or .*without a network") as caught:
+        create_network(arch, 10, pretrained=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_of_synchronised_batch_normalisation(monkeypatch) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    expected = estimate_bytes(network, 2, 8, half=False, averaged=False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert estimate_bytes(synchronised, 2, 8, half=False, averaged=False) == pytest.approx(expected, rel=0.05)
 
 
 def test_a_resolution_that_the_model_cannot_take_is_named() -> None:
