@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder, Loader
-from ffcv_cropmix.errors import DataError, run_program, usage_error, wrong_options
+from ffcv_cropmix.errors import DataError, run_program, wrong_options
 from ffcv_cropmix.evaluation.accuracy import Evaluation, evaluate
 from ffcv_cropmix.evaluation.weights import create_with_weights, read_weights
 from ffcv_cropmix.training import compare
@@ -61,10 +61,8 @@ def train(config: Config) -> None:
     torch.backends.cudnn.benchmark = True
 
     # What can be wrong is found before anything takes long.
-    try:
+    with wrong_options():
         check_arch(config.model.arch)
-    except ValueError as error:
-        usage_error(str(error))
     data = check_datasets(config.data.train_dataset, config.data.val_dataset, config.model.num_classes)
     classes, images_to_train = data.num_classes, data.train_images
     batch_size, parts = deal_step(
@@ -75,10 +73,8 @@ def train(config: Config) -> None:
     resolutions = [resolution(epoch, config.resolution) for epoch in range(training.epochs)]
     model = create_model(config, classes, resolutions, processes)
     describe(model.network, classes=data.classes, **evaluation_options(config))
-    try:
+    with wrong_options():
         check_batch(model.network, batch_size, resolutions)
-    except ValueError as error:
-        usage_error(str(error))
     average = average_weights(model.network, training.ema_decay) if training.ema_decay else None
     evaluated = NormalizedModel(average.module).to(device) if average else model
     groups = parameter_groups(model, training.weight_decay, bn_wd=bool(training.bn_wd))
@@ -184,7 +180,7 @@ def validate(config: Config, model: nn.Module, loader: Loader, classes: int, pro
 
 def create_model(config: Config, num_classes: int, resolutions: list[int], processes: Processes) -> NormalizedModel:
     """The network behind its normalisation, on the device, channels last."""
-    try:
+    with wrong_options():
         network = create_network(
             config.model.arch,
             num_classes,
@@ -198,8 +194,6 @@ def create_model(config: Config, num_classes: int, resolutions: list[int], proce
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         model = NormalizedModel(network).to(processes.device).to(memory_format=torch.channels_last)
         check_resolutions(model, [*resolutions, config.validation.resolution])
-    except ValueError as error:
-        usage_error(str(error))
     return model
 
 

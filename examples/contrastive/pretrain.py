@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ToTorchViews, ViewSpec
-from ffcv_cropmix.errors import run_program, usage_error
+from ffcv_cropmix.errors import run_program, usage_error, wrong_options
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import DataConfig, ModelConfig
 from ffcv_cropmix.training.datasets import check_datasets
@@ -110,10 +110,8 @@ def pretrain(config: PretrainConfig) -> None:
 
     backbone = create_backbone(config.model)
     query = NormalizedModel(Encoder(backbone)).to(device).to(memory_format=torch.channels_last)
-    try:
+    with wrong_options():
         check_batch(query.network, batch_size, [training.resolution])
-    except ValueError as error:
-        usage_error(str(error))
     key = copy.deepcopy(query)
     deactivate_requires_grad(key)
     trained = processes.wrap(query)

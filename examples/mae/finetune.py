@@ -24,7 +24,7 @@ from timm.optim import Lars, param_groups_layer_decay
 from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader
-from ffcv_cropmix.errors import run_program, usage_error
+from ffcv_cropmix.errors import run_program, usage_error, wrong_options
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import augmentation
@@ -55,10 +55,8 @@ def finetune(config: FinetuneConfig) -> None:
     device, precision = processes.device, choose_precision(training.precision, processes.device)
 
     network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)
-    try:
+    with wrong_options():
         check_batch(network, batch_size, [shape.resolution])
-    except ValueError as error:
-        usage_error(str(error))
     if not config.from_scratch:
         load_encoder(network, Path(config.weights))
     model = NormalizedModel(network).to(device)
