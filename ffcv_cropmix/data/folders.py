@@ -186,8 +186,13 @@ def numbered_images(folder: Path) -> list[Path]:
     return [path for name in classes for path in files_below(folder / name, folder, image_endings(), omissions)]
 
 
-def find_files(data_dir: Path, endings: Collection[str], omissions: Omissions) -> tuple[Path, list[Path]]:
-    """Where files are, and which: those of some endings in a folder or below it, or all that a pattern names."""
+def find_files(data_dir: Path, split: str, endings: Collection[str], omissions: Omissions) -> tuple[Path, list[Path]]:
+    """Where files are, and which: those of some endings in a folder or below it, or all that a pattern names.
+
+    If a folder has a folder `split`, perhaps a link, those in that.
+    """
+    if (data_dir / split).is_dir():
+        data_dir /= split
     if data_dir.is_dir():
         others_are_not_counted = Omissions(omissions.on_error, skipped=omissions.skipped)
         return data_dir, sorted(files_below(data_dir, data_dir, endings, others_are_not_counted))

@@ -49,7 +49,7 @@ def webdataset(data_dir: Path, split: str, omissions: Omissions) -> Source:
     label, a number in .cls or in "label" of .json. If there are several images, the sample is the one without a further
     dot; or, if each has a label of its own, each is a sample.
     """
-    where, found = find_files(data_dir, {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}, omissions)
+    where, found = find_files(data_dir, split, {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}, omissions)
     shards = found
     if data_dir.is_dir():
         shards = [file for file in found if ending(file.name) == ".tar"]
@@ -303,7 +303,7 @@ def huggingface(data_dir: Path, split: str, omissions: Omissions) -> Source:
 
 
 def _tables(data_dir: Path, split: str, omissions: Omissions) -> list[Path]:
-    where, found = find_files(data_dir, {".parquet", ".arrow"}, omissions)
+    where, found = find_files(data_dir, split, {".parquet", ".arrow"}, omissions)
     files = [file for file in found if not file.name.startswith("cache-")]
     omissions.leave_out("cache-* files, what datasets left of its operations", len(found) - len(files))
     parquet = [file for file in files if file.suffix == ".parquet"]

@@ -130,6 +130,16 @@ def test_the_shards_of_a_split(tmp_path: Path, names: str, split: str, taken: st
     assert list(dict.fromkeys(image.archive for image in source.images)) == [tmp_path / name for name in taken.split()]
 
 
+def test_a_split_may_be_a_link(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").write_bytes(WHOLE)
+    (tmp_path / "train").symlink_to("a")
+    (tmp_path / "val").symlink_to("b")
+    source = open_source("webdataset", tmp_path, "val")
+    assert {image.archive for image in source.images} == {tmp_path / "val/0.tar"}
+
+
 def test_shards_of_other_splits_only(tmp_path: Path) -> None:
     for name in ("x-val.tar", "x-test.tar", "x.tar"):
         (tmp_path / name).write_bytes(WHOLE)
