@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import socket
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -237,6 +239,8 @@ class StopSignal:
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if number == signal.SIGHUP:
+            mute_closed_terminal(1, 2)
         if self._received and now > self._since + _SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -260,6 +264,18 @@ class StopSignal:
         flag = torch.tensor(asked)
         self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
         return answer
+
+
+def mute_closed_terminal(*descriptors: int) -> None:
+    """Let what is written to a terminal that is gone get lost: it would fail before the checkpoint is written."""
+    for descriptor in descriptors:
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:

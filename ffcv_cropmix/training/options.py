@@ -54,8 +54,12 @@ def _shorten(message: str, types: dict[str, Any]) -> str:
     unknown = re.match(r"unrecognized arguments: --([^=\s]+)|Group '(\w+)' does not accept option '([^']+)'", message)
     name = unknown and (unknown[1] or f"{unknown[2]}.{unknown[3]}")
     if name and name not in types:
-        close = difflib.get_close_matches(name, types, n=3, cutoff=0.8)
+        same = [of for of in types if of.endswith(f".{name}")]  # without its section, as other trainers have it
+        close = same or difflib.get_close_matches(name, types, n=3, cutoff=0.8)
         return f"there is no option {name}" + (f"; close to it: {', '.join(close)}" if close else "")
+    section = re.search(r"""^Parser key "(\w+)":\s+Unable to load config '(.*?)'""", message)
+    if section and any(name.startswith(f"{section[1]}.") for name in types):
+        return f"{section[1]} is a section, and {section[2]!r} is no YAML file of it: --{section[1]}.NAME=VALUE"
     return message
 
 

@@ -279,6 +279,10 @@ def _refused(arguments: list[str], capsys) -> str:
         ("--lr.reference_batch_size=0", "lr.reference_batch_size must be >= 1, got 0"),
         ("--validation.crop_ratio=2", "validation.crop_ratio must be in (0, 1], got 2"),
         ("--resum=auto", "there is no option resum; close to it: resume"),
+        ("--lr=0.1", "lr is a section, and '0.1' is no YAML file of it: --lr.NAME=VALUE"),
+        ("--epochs=3", "there is no option epochs; close to it: training.epochs"),
+        ("--address = 10.0.0.1", "there is no option address; close to it: dist.address"),  # ffcv#124
+        ("--batch_size=3", "no option batch_size; close to it: "),
         ("--model.num_classes=1", "model.num_classes must be >= 2, got 1"),
         ("--validation.resolution=0", "validation.resolution must be >= 1 px, got 0"),
         ("--dist.port=0", "dist.port must be in 1 to 65535, got 0"),

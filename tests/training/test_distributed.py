@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from torch import nn
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.training import distributed
 from ffcv_cropmix.training.config import DistConfig
-from ffcv_cropmix.training.distributed import Processes, StopSignal, join, seed_step, split_batch
+from ffcv_cropmix.training.distributed import Processes, StopSignal, join, mute_closed_terminal, seed_step, split_batch
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -76,6 +77,22 @@ def test_a_first_process_that_cannot_be_reached_is_named(monkeypatch, capsys) ->
     monkeypatch.setattr(distributed, "_start_again", lambda _: started.append([]))
     join(0, DistConfig(world_size=1, port=port))
     assert not started
+
+
+def test_writing_to_a_closed_terminal_does_not_fail(tmp_path: Path) -> None:
+    keyboard, terminal = pty.openpty()
+    with (tmp_path / "file").open("wb") as file:
+        mute_closed_terminal(terminal, file.fileno())
+        os.write(terminal, b"seen")
+        assert os.read(keyboard, 9) == b"seen"
+        os.close(keyboard)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(terminal, b"lost")
+        mute_closed_terminal(terminal, file.fileno())
+        os.write(terminal, b"lost")
+        file.write(b"kept")
+    os.close(terminal)
+    assert (tmp_path / "file").read_bytes() == b"kept"
 
 
 def test_each_step_has_random_numbers_of_its_own() -> None:
