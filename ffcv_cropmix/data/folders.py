@@ -258,7 +258,8 @@ def check_shards(files: Iterable[Path], omissions: Omissions) -> None:
         if match := re.fullmatch(r"(.*?)(\d{3,})-of-(\d{3,})(.*)", str(file)):
             sets.setdefault((match[1], match[3], match[4]), []).append(match[2])
     for (begin, total, end), numbers in sets.items():
-        expected = [f"{number:0{len(numbers[0])}}" for number in range(int(total))]
+        first = int(max(map(int, numbers)) == int(total))  # some count from 1
+        expected = [f"{first + number:0{len(numbers[0])}}" for number in range(int(total))]
         missing = sorted(set(expected) - set(numbers))
         if missing:
             further = f", and so are {len(missing) - 1} more of {total}" if missing[1:] else ""

@@ -40,7 +40,7 @@ def _imagefolder(data_dir: Path, split: str, omissions: Omissions) -> Source:
     within those of the classes.
     """
     try:
-        folder = _split_folder(data_dir, split)
+        folder = _split_folder(data_dir, split, omissions)
         classes = subfolders(folder, omissions)
     except OSError as error:
         raise DataError(f"{data_dir} cannot be read: {error}") from None
@@ -60,7 +60,7 @@ def _imagefolder(data_dir: Path, split: str, omissions: Omissions) -> Source:
     return _named([name for name, _ in images], [path for _, path in images], classes)
 
 
-def _split_folder(data_dir: Path, split: str) -> Path:
+def _split_folder(data_dir: Path, split: str, omissions: Omissions) -> Path:
     """The folder of the split in data_dir, or data_dir if it has no splits.
 
     A split is a folder of folders: CIFAR-100 has a class "train". Its name is `split`, or tells it (`split_of`).
@@ -70,18 +70,19 @@ def _split_folder(data_dir: Path, split: str) -> Path:
     """
     names = subfolders(data_dir)
     nested = [name for name in names if has_folders(data_dir / name)]
-    if split in nested:
-        return data_dir / split
     told = {name: found for name in names if (found := split_of(name, split))}
+    others = [name for name in names if name not in told]
+    if split in nested:
+        omissions.leave_out("folders that name no split", len(others))
+        return data_dir / split
     splits = {name: found for name, found in told.items() if name in nested}
     if not splits:
         if len(told) == len(names) and len(set(told.values())) > 1:
             raise DataError(f"{data_dir} has {' and '.join(names)}, and these have no folders for the classes")
         if len(names) == len(nested) == 1:  # a folder around the splits, perhaps
-            within = _split_folder(data_dir / names[0], split)
+            within = _split_folder(data_dir / names[0], split, omissions)
             return within if within != data_dir / names[0] else data_dir
         return data_dir
-    others = [name for name in names if name not in told]
     if others and len(set(splits.values())) == 1 and not any(map(names_only_splits, splits)):  # bullet_train, and cars
         if any(has_images(data_dir / name) for name in others):
             return data_dir
@@ -93,6 +94,7 @@ def _split_folder(data_dir: Path, split: str) -> Path:
     if len(chosen) != 1:
         wrong = f"several folders of split {split}" if chosen else f"no folder {split}"
         raise DataError(f"{data_dir} has {wrong}, it has {' and '.join(splits)}: give a --split")
+    omissions.leave_out("folders that name no split", len(others))
     return data_dir / chosen[0]
 
 

@@ -84,7 +84,9 @@ def _taken(source: Source, folder: Path) -> list[str]:
 )
 def test_the_folder_of_a_split(tmp_path: Path, names: str, split: str, taken: str) -> None:
     folder = _make(tmp_path / "x", *names.split())
-    assert _taken(open_source("imagefolder", folder, split), folder) == taken.split()
+    source = open_source("imagefolder", folder, split)
+    assert _taken(source, folder) == taken.split()
+    assert ("folders that name no split" in source.left_out) == ("annotations" in names)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,9 @@ def test_a_missing_shard_is_named(tmp_path: Path, missing: int) -> None:
     with pytest.raises(DataError, match=f"x-train-0000{missing}-of-00003.tar is missing"):
         open_source("webdataset", tmp_path, "train")
     assert len(open_source("webdataset", tmp_path, "train", on_error="skip").skipped) == 1
+    (tmp_path / f"x-train-{missing:05}-of-00003.tar").write_bytes(WHOLE)
+    (tmp_path / "x-train-00000-of-00003.tar").rename(tmp_path / "x-train-00003-of-00003.tar")  # some count from 1
+    assert len(open_source("webdataset", tmp_path, "train")) == 18
 
 
 def test_images_are_in_the_order_of_torchvision(tmp_path: Path) -> None:
