@@ -27,7 +27,7 @@ from .functional import Interpolation, interpolation_number, kernels_of
 from .kernels import sampling
 from .kernels.checksum import xxh64
 from .kernels.coefficients import BICUBIC
-from .kernels.jit import as_pointer, as_readonly, compiled_once, jit, parallel_jit
+from .kernels.jit import as_pointer, as_readonly, compiled_once, entry, jit
 from .kernels.layers import collapse, new_layers, set_layer
 from .kernels.planes import new_planes_scratch, render_planes
 from .kernels.render import rows_needed
@@ -61,7 +61,7 @@ class DecodeError(DataError):
     label: str | None = None
     """The class, as far as the file and its sidecar tell: "3 (n01491361)"."""
 
-    def __init__(self, index: int, code: int) -> None:  # numbers: raised in compiled code
+    def __init__(self, index: int, code: int) -> None:
         super().__init__(index, code)
         self.index = int(index)
         """Row in the .beton."""
@@ -98,45 +98,30 @@ def _new_nothing(interpolation, height, width, output_height, output_width):
 # would be of another type, and compiled anew, for each number of views.
 
 
-@jit
-def _images_apart(images):
+def _images_apart(images: tuple[np.ndarray, ...]) -> np.ndarray:
     """Where the images are: int64 (views, 3), address of a view's first sample, height, width; the others follow it.
 
     images: a tuple of one array (batch, height, width, 3) for each view.
     """
-    places = np.empty((len(images), 3), np.int64)
-    for view in range(len(images)):
-        batch = images[view]
-        places[view, 0] = batch.ctypes.data
-        places[view, 1] = batch.shape[1]
-        places[view, 2] = batch.shape[2]
-    return places
+    return np.array([(batch.ctypes.data, *batch.shape[1:3]) for batch in images], np.int64)
 
 
-@jit
-def _images_together(images):
+def _images_together(images: tuple[np.ndarray, ...]) -> np.ndarray:
     """`_images_apart` where the images share an array, (batch, views, height, width, 3): see `_by_views`."""
     count, views, height, width, _ = images[0].shape
-    places = np.empty((views, 3), np.int64)
-    for view in range(views):
-        places[view, 0] = images[0].ctypes.data + view * count * height * width * 3
-        places[view, 1] = height
-        places[view, 2] = width
-    return places
+    first, size = images[0].ctypes.data, count * height * width * 3
+    return np.array([(first + view * size, height, width) for view in range(views)], np.int64)
 
 
-@jit
-def _first(images):
+def _first(images: tuple[np.ndarray, ...]) -> np.ndarray:
     return images[0]
 
 
-@jit
-def _all(images):
+def _all(images: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     return images
 
 
-@jit
-def _by_views(images):
+def _by_views(images: tuple[np.ndarray, ...]) -> np.ndarray:
     """The array of `_images_together` as its memory is used, view after view: so each view is a batch without gaps."""
     count, views, height, width, _ = images[0].shape
     image = height * width * 3
@@ -255,8 +240,7 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
     new_workspace, render_sample = _compile(draw, options_type, bicubic, decode)
     whole_files = decode == "rgb"
 
-    @parallel_jit
-    def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, raises, chunks):
+    def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
         _, epoch, largest_height, largest_width, _ = numbers.shape
         count = len(batch_indices)
         largest_file = 0  # of those that are copied, to be changed
@@ -289,12 +273,8 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
                     places,
                     position,
                 )
-        if raises:  # here: inside the loop it would, silently, no longer run in parallel
-            for position in range(count):
-                if codes[position] != 0:
-                    raise DecodeError(batch_indices[position], codes[position])
 
-    return loop
+    return entry(loop, parallel=True)
 
 
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
@@ -309,9 +289,9 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     _options: np.ndarray
     """What `_draw` gets as its options: an element for each view."""
     _places: Any = staticmethod(_images_apart)
-    """Compiled: from the arrays of a batch to where its images are."""
+    """From the arrays of a batch to where its images are."""
     _result: Any = staticmethod(_first)
-    """Compiled: from the arrays of a batch to the decoder's output."""
+    """From the arrays of a batch to the decoder's output."""
     _shapes: tuple[tuple[int, ...], ...]
     """Of the arrays of a batch, without the batch."""
     output_size: Any
@@ -376,29 +356,24 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         return [DecodeError(indices[position], codes[position]) for position in np.flatnonzero(codes)]
 
     def generate_code(self) -> Callable[..., Any]:
-        # Called at each pass: cheap. Only `decode` is compiled for each loader.
+        # Called at each pass: cheap.
         options, interpolation, raises = self._options, self._interpolation, self._on_error == "raise"
         kind = (self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode)
         loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, *kind)
-        threads = Compiler.num_threads  # of the loader; to ask numba for them takes 0.3 s to compile
+        threads = Compiler.num_threads  # of the loader
         places_of, result = self._places, self._result
 
         def decode(batch_indices, memory, metadata, storage_state):
-            images = memory[2:]
+            codes, numbers, *images = memory
+            places = places_of(images)
             loop(
-                batch_indices,
-                places_of(images),
-                memory[0],
-                memory[1],
-                metadata,
-                storage_state,
-                options,
-                interpolation,
-                raises,
-                threads,
+                batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, threads
             )
-            return result(images)
+            if raises and codes.any():
+                raise self.failures(batch_indices, memory)[0]
+            return result(tuple(images))
 
+        decode.is_compiled = True  # type: ignore[attr-defined]
         return decode
 
 

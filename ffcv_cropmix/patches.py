@@ -10,6 +10,14 @@ import torch
 
 _torch_threads = torch.get_num_threads()
 
+import numba.typed  # noqa: E402
+
+# FFCV makes a table of two numbers that Python alone reads: as numba's Dict, that takes 5 s to compile.
+_typed_dict, numba.typed.Dict = numba.typed.Dict, dict
+try:
+    import ffcv.fields.rgb_image  # noqa: F401
+finally:
+    numba.typed.Dict = _typed_dict
 from ffcv.memory_managers import OSCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 
@@ -39,4 +47,10 @@ def _mapped_reader() -> Callable[..., Any]:
     return Compiler.compile(read)
 
 
+def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
+    """FFCV compiles all that its operations generate: what calls compiled code already says so, and stays as it is."""
+    return code if getattr(code, "is_compiled", False) else _ffcv_compile(code, signature)
+
+
 OSCacheManager.compile_reader = lambda manager: _mapped_reader()
+_ffcv_compile, Compiler.compile = Compiler.compile, staticmethod(_compile)

@@ -13,20 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .kernels.jit import jit
-from .libturbojpeg import (
-    FLAGS,
-    TJCS_YCBCR,
-    TJERR_FATAL,
-    TJPF_RGB,
-    TJSAMP_420,
-    decompress,
-    decompress_to_planes,
-    destroy_handle,
-    error_code,
-    new_handle,
-    read_header,
-)
+from . import libturbojpeg
+from .kernels.jit import c_function, jit
+from .libturbojpeg import FLAGS, TJCS_YCBCR, TJERR_FATAL, TJPF_RGB, TJSAMP_420
+
+new_handle = c_function(libturbojpeg.new_handle)
+destroy_handle = c_function(libturbojpeg.destroy_handle)
+error_code = c_function(libturbojpeg.error_code)
+read_header = c_function(libturbojpeg.read_header)
+decompress = c_function(libturbojpeg.decompress)
+decompress_to_planes = c_function(libturbojpeg.decompress_to_planes)
 
 OK, BAD_HEADER, OTHER_SIZE, BAD_DATA, NOT_420 = range(5)
 

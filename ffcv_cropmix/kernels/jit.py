@@ -7,30 +7,40 @@ They also run as plain Python (NUMBA_DISABLE_JIT=1), bit for bit the same: the t
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import inspect
+import secrets
 from typing import Any
 
-from numba import cfunc, njit, types
+import llvmlite.binding
+from llvmlite import ir
+from numba import njit, types
 from numba.core import cgutils, config
-from numba.extending import intrinsic, register_jitable
+from numba.core.ccallback import CFunc
+from numba.core.typing.ctypes_utils import from_ctypes
+from numba.extending import intrinsic, lower_builtin, register_jitable, type_callable
+
+from .cache import DiskCache, identity
 
 # No fastmath, said aloud because numba hands the caller's on and FFCV sets it: draws and pixels must agree across
-# machines, and it lets LLVM reorder and contract. No on-disk cache: it segfaults when several processes fill it.
+# machines, and it lets LLVM reorder and contract.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 # A kernel: compiled where compiled code calls it, plain Python where Python does. Half the compile time of njit, which
 # wraps each function for both, and compiles it anew for each constant that it is called with.
-_UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-jit = register_jitable(**_UNWRAPPED, **_OPTIONS)
-
-# A kernel with loops over prange, which run in numba's threads.
-parallel_jit = njit(parallel=True, **_UNWRAPPED, **_OPTIONS)
-
-# Compiled for calls from Python.
-entry = njit(**_OPTIONS)
+jit = register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
+    def entry(function: Any, parallel: bool = False) -> Any:
+        """The function itself."""
+        return function
+
     def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
+        """The function itself."""
+        return function
+
+    def c_function(function: Any) -> Any:
         """The function itself."""
         return function
 
@@ -44,12 +54,76 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
 else:
 
+    def _name(function: Any) -> str | None:
+        """As `identity`; None where compiled code is not to be kept."""
+        try:
+            return identity(function)
+        except TypeError:
+            return None
+
+    def entry(function: Any, parallel: bool = False) -> Any:
+        """The function, compiled for calls from Python, once a machine.
+
+        parallel: loops over prange run in numba's threads.
+        """
+        compiled = njit(parallel=parallel, no_cfunc_wrapper=True, **_OPTIONS)(function)
+        name = _name(function)
+        if name is not None:
+            compiled._cache = DiskCache(f"{name} parallel" if parallel else name)
+        return compiled
+
     def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
-        """The function of a signature (numba types), to be called from compiled code through its address.
+        """The function of a signature (numba types), compiled once a machine, for calls from compiled code.
 
         Numba optimises a function again with each function that calls it, and again for parallel loops: here that ends.
         """
-        return cfunc(result(*arguments), **_OPTIONS)(function)
+        compiled = CFunc(function, (arguments, result), locals={}, options=_OPTIONS)
+        name = _name(function)
+        if name is not None:
+            compiled._cache = DiskCache(name)
+        compiled.compile()
+        kind = repr([name or secrets.token_hex(16), str(arguments), str(result)])
+        symbol = f"{function.__name__}-{hashlib.sha256(kind.encode()).hexdigest()}"
+        call = _external(compiled, symbol, compiled.address, result, arguments)
+        if name is not None:
+            call.symbol = symbol
+        return call
+
+    def c_function(function: Any) -> Any:
+        """A ctypes function, for calls from compiled code."""
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        arguments = [from_ctypes(kind) for kind in function.argtypes]
+        call = _external(function, function.__name__, address, from_ctypes(function.restype), arguments)
+        call.symbol = function.__name__
+        return call
+
+    def _external(function: Any, symbol: str, address: Any, result: Any, arguments: Any) -> Any:
+        """What Python and compiled code call alike: the latter through a symbol, which is linked when it is loaded.
+
+        Numba makes constants of addresses, which are others in the next process.
+        """
+        symbol = f"ffcv_cropmix.{symbol}"
+        llvmlite.binding.add_symbol(symbol, address)
+
+        def call(*values: Any) -> Any:
+            return function(*values)
+
+        call.__wrapped__ = function  # type: ignore[attr-defined]
+
+        def typer(*values: Any) -> Any:
+            return result(*arguments)
+
+        parameters = [inspect.Parameter(f"a{k}", inspect.Parameter.POSITIONAL_ONLY) for k in range(len(arguments))]
+        typer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        type_callable(call)(lambda context: typer)
+
+        @lower_builtin(call, types.VarArg(types.Any))
+        def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            kinds = [context.get_value_type(kind) for kind in signature.args]
+            kind = ir.FunctionType(context.get_value_type(signature.return_type), kinds)
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, symbol), values)
+
+        return call
 
     @intrinsic
     def as_readonly(typing_context: Any, array: Any) -> Any:
