@@ -366,9 +366,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         def decode(batch_indices, memory, metadata, storage_state):
             codes, numbers, *images = memory
             places = places_of(images)
-            loop(
-                batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, threads
-            )
+            loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, threads)
             if raises and codes.any():
                 raise self.failures(batch_indices, memory)[0]
             return result(tuple(images))

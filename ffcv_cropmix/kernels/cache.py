@@ -21,7 +21,6 @@ import pickle
 import secrets
 import sys
 from functools import cache
-from importlib.metadata import version
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,9 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
-_KNOWN = ("ffcv_cropmix", "ffcv")
-"""Packages whose sources `_stamp` covers."""
+_ROOT = Path(__file__).parents[1]
+_FOLDERS = {"ffcv_cropmix": _ROOT, "ffcv_cropmix.kernels": _ROOT / "kernels", "ffcv_cropmix.data": _ROOT / "data"}
+"""Packages of functions that are compiled; a change in any of their files is one of all compiled code."""
 _ELSEWHERE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY")
 """Numba's settings that do not change code."""
 _MOST_FILES = 1000  # of 0.2 MB: the oldest go
@@ -70,43 +70,46 @@ def identity(value: Any) -> str:
         value = value.py_func
     if hasattr(value, "symbol"):  # kernels.jit: an external function
         return str(value.symbol)
-    if isfunction(value) and value.__module__.partition(".")[0] in _KNOWN:
-        cells = ",".join(identity(cell.cell_contents) for cell in value.__closure__ or ())
-        return f"{value.__module__}.{value.__qualname__}({cells})"
+    if isfunction(value) and value.__module__.rpartition(".")[0] in _FOLDERS:
+        module = sys.modules.get(value.__module__)
+        if module is not None and value.__globals__ is vars(module):  # not a copy with other constants
+            cells = ",".join(identity(cell.cell_contents) for cell in value.__closure__ or ())
+            return f"{value.__module__}.{value.__qualname__}({cells})"
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return repr(value)
     raise TypeError(f"{value!r} has no name of its own")
 
 
 def _digest_of_sources() -> str:
-    root = Path(__file__).parents[1]
+    """Of the files in `_FOLDERS`; empty if there are none, as in an archive."""
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("*.py"), *root.glob("kernels/*.py")]):
+    paths = [path for folder in _FOLDERS.values() for path in sorted(folder.glob("*.py"))]
+    for path in paths:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    return digest.hexdigest() if paths else ""
 
 
 _sources = _digest_of_sources()  # before they are imported
+_versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__, config.USING_SVML  # type: ignore[attr-defined]
 
 
-@cache
 def _stamp() -> str:
     """All that compiled code depends on besides function, signature and CPU: sources, versions, numba's settings."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")}
     for name in _ELSEWHERE:
         settings.pop(name, None)
-    versions = numba.__version__, llvmlite.__version__, np.__version__, version("ffcv"), config.USING_SVML
-    return repr([_sources, sys.version, versions, sorted(settings.items())])
+    return repr([_sources, _versions, sorted(settings.items())])
 
 
 @cache
 def _folder() -> Path | None:
     """Where the files lie; None: nowhere."""
-    if os.environ.get("FFCV_CROPMIX_CACHE") == "0" or not _numbered:
+    if os.environ.get("FFCV_CROPMIX_CACHE") == "0" or not _numbered or not _sources:
         return None
-    folder = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    return Path(folder) / "ffcv_cropmix" if os.path.isabs(folder) else None  # noqa: PTH117
+    chosen = config.CACHE_DIR  # type: ignore[attr-defined]
+    folder = Path(chosen or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+    return folder.absolute() / "ffcv_cropmix" if chosen or folder.is_absolute() else None
 
 
 class DiskCache(NullCache):

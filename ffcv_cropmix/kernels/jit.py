@@ -25,6 +25,7 @@ from .cache import DiskCache, identity
 # No fastmath, said aloud because numba hands the caller's on and FFCV sets it: draws and pixels must agree across
 # machines, and it lets LLVM reorder and contract.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
+_FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **_OPTIONS}
 
 # A kernel: compiled where compiled code calls it, plain Python where Python does. Half the compile time of njit, which
 # wraps each function for both, and compiles it anew for each constant that it is called with.
@@ -66,7 +67,7 @@ else:
 
         parallel: loops over prange run in numba's threads.
         """
-        compiled = njit(parallel=parallel, no_cfunc_wrapper=True, **_OPTIONS)(function)
+        compiled = njit(parallel=parallel, **_FOR_PYTHON)(function)
         name = _name(function)
         if name is not None:
             compiled._cache = DiskCache(f"{name} parallel" if parallel else name)
@@ -77,7 +78,7 @@ else:
 
         Numba optimises a function again with each function that calls it, and again for parallel loops: here that ends.
         """
-        compiled = CFunc(function, (arguments, result), locals={}, options=_OPTIONS)
+        compiled: Any = CFunc(function, (arguments, result), locals={}, options=_OPTIONS)
         name = _name(function)
         if name is not None:
             compiled._cache = DiskCache(name)
