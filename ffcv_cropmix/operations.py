@@ -277,6 +277,12 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
     return entry(loop, parallel=True)
 
 
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell FFCV not to compile what an operation generates: see `patches`."""
+    function.is_compiled = True  # type: ignore[attr-defined]
+    return function
+
+
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     """Reads an image once and draws layers of it: what the decoders of this module share.
 
@@ -371,8 +377,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
                 raise self.failures(batch_indices, memory)[0]
             return result(tuple(images))
 
-        decode.is_compiled = True  # type: ignore[attr-defined]
-        return decode
+        return _as_it_is(decode)
 
 
 class _OneImageDecoder(_LayersRGBImageDecoder):
@@ -390,7 +395,7 @@ class _OneImageDecoder(_LayersRGBImageDecoder):
 
 
 def _frozen(options: np.ndarray) -> np.ndarray:
-    """Read-only, as numba takes all arrays that compiled code captures."""
+    """Read-only: one type, to numba, however the array was made."""
     options.setflags(write=False)
     return options
 
@@ -641,7 +646,7 @@ class SelectView(FFCVOperation):
         shapes = _view_shapes(self, previous_state.shape)
         _check_view(self, self.view, len(shapes))
         self._apart = previous_state.shape == shapes
-        # Compiled, as FFCV compiles nothing after what is not: it hangs.
+        # As if compiled: FFCV compiles nothing after what is not, and hangs.
         return replace(previous_state, jit_mode=True, shape=shapes[self.view]), None
 
     def generate_code(self) -> Callable[..., Any]:
@@ -653,7 +658,7 @@ class SelectView(FFCVOperation):
         def select(batch, memory):
             return batch[:, view]
 
-        return select_apart if self._apart else select
+        return _as_it_is(select_apart if self._apart else select)
 
 
 class ToTorchViews(FFCVOperation):

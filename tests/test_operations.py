@@ -33,7 +33,6 @@ from ffcv_cropmix import (
     sample_plan,
 )
 from ffcv_cropmix.data.reader import Beton
-from ffcv_cropmix.kernels import cache
 from ffcv_cropmix.operations import DecodeError
 from tests.betons import COUNT, damaged, stored_image
 
@@ -154,7 +153,7 @@ def test_output_size_between_epochs_compiles_nothing(betons, kind, monkeypatch) 
     decoder = CropMixRGBImageDecoder(SIZE, **OPTIONS["mixup"])
     loader = kind(str(betons["jpg"]), 8, num_workers=2, pipelines=pipelines(decoder), drop_last=False)
     read(loader)
-    monkeypatch.setattr(cache, "_folder", lambda: None)  # nothing is loaded either
+    monkeypatch.setattr("ffcv_cropmix.kernels.cache._folder", lambda: None)  # nothing is loaded either
     with event.install_recorder("numba:compile") as compiled:
         for epoch, size in enumerate([(40, 16), (1, 1), (33, 70)], start=1):
             decoder.output_size = size

@@ -32,7 +32,6 @@ from ffcv_cropmix import (
     sample_plan,
 )
 from ffcv_cropmix.data.reader import Beton
-from ffcv_cropmix.kernels import cache
 from ffcv_cropmix.operations import DecodeError
 from tests.betons import COUNT, damaged, payload, stored_image
 
@@ -189,7 +188,7 @@ def test_output_size_between_epochs_compiles_nothing(betons, kind, specs: list, 
     assert decoder.output_size == tuple(spec.output_size for spec in specs)
     loader = loader_of(betons["jpg"], decoder, ToTorchViews(), kind=kind)
     read(loader)
-    monkeypatch.setattr(cache, "_folder", lambda: None)  # nothing is loaded either
+    monkeypatch.setattr("ffcv_cropmix.kernels.cache._folder", lambda: None)  # nothing is loaded either
     with event.install_recorder("numba:compile") as compiled:
         for epoch, size in enumerate([(33, 70), sizes], start=1):
             decoder.output_size = size
