@@ -189,11 +189,12 @@ def test_output_size_between_epochs_compiles_nothing(betons, kind, specs: list, 
     loader = loader_of(betons["jpg"], decoder, ToTorchViews(), kind=kind)
     read(loader)
     monkeypatch.setattr("ffcv_cropmix.kernels.cache._folder", lambda: None)  # nothing is loaded either
-    with event.install_recorder("numba:compile") as compiled:
-        for epoch, size in enumerate([(33, 70), sizes], start=1):
-            decoder.output_size = size
-            check(read(loader), betons["jpg"], specs, epoch, decoder.output_size)
-    assert not compiled.buffer
+    for epoch, size in enumerate([(33, 70), sizes], start=1):
+        decoder.output_size = size
+        with event.install_recorder("numba:compile") as compiled:
+            images = read(loader)
+        assert not compiled.buffer
+        check(images, betons["jpg"], specs, epoch, decoder.output_size)
 
 
 def test_output_size_before_and_after(betons) -> None:
