@@ -107,7 +107,7 @@ def _folder() -> Path | None:
     """Where the files lie; None: nowhere."""
     if os.environ.get("FFCV_CROPMIX_CACHE") == "0" or not _numbered or not _sources:
         return None
-    chosen = config.CACHE_DIR  # type: ignore[attr-defined]
+    chosen = os.environ.get("NUMBA_CACHE_DIR") or config.CACHE_DIR  # type: ignore[attr-defined]
     folder = Path(chosen or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
     return folder.absolute() / "ffcv_cropmix" if chosen or folder.is_absolute() else None
 

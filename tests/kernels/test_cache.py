@@ -159,7 +159,7 @@ def test_where_files_lie(tmp_path: Path, monkeypatch, environment: dict[str, str
     for name, value in environment.items():
         monkeypatch.setenv(name, value.format(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "CACHE_DIR", os.environ.get("NUMBA_CACHE_DIR", ""))
+    monkeypatch.setattr(config, "CACHE_DIR", "")
     assert cache._folder.__wrapped__() == (tmp_path / place if place else None)
 
 
