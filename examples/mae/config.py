@@ -167,7 +167,7 @@ class FinetuneConfig:
     """Everything that fine-tuning and a linear probe depend on."""
 
     weights: str
-    """The encoder: final_weights.pt of a pre-training, with params.json beside it"""
+    """The encoder: final_weights.pt of a pre-training"""
     from_scratch: Switch = 0
     """Take no more than the shape of the encoder from there: shows what pre-training is worth"""
     linear_probe: Switch = 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.training.checkpoint import read
+from ffcv_cropmix.training.models import description
 
 from .config import ModelConfig
 
@@ -100,9 +101,14 @@ class MaskedAutoencoder(nn.Module):
 def read_shape(weights: Path) -> ModelConfig:
     """The shape of the encoder whose weights a pre-training left there.
 
+    They describe it; those of 0.1.0 have params.json beside them for that.
+
     Raises:
-        DataError: params.json beside it is missing, or of something else.
+        DataError: the file cannot be read, or nothing says what shape the encoder has.
     """
+    described = description(read(weights)).get("encoder")
+    if described:
+        return ModelConfig(**described)
     path = weights.with_name("params.json")
     try:
         model = json.loads(path.read_text())["model"]

@@ -15,6 +15,7 @@ from .config import PretrainConfig, options, parse_pretrain
 if __name__ == "__main__":
     CONFIG = parse_pretrain()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from ffcv_cropmix.training.config import augmentation
 from ffcv_cropmix.training.datasets import check_dataset
 from ffcv_cropmix.training.distributed import deal_step, join, seed_step
 from ffcv_cropmix.training.loaders import pipelines, training_loader
-from ffcv_cropmix.training.models import NormalizedModel, choose_precision, mixed_precision, parameter_groups
+from ffcv_cropmix.training.models import NormalizedModel, choose_precision, describe, mixed_precision, parameter_groups
 from ffcv_cropmix.training.run import Run
 
 from .common import cosine_lr, create_decoder
@@ -52,6 +53,7 @@ def pretrain(config: PretrainConfig) -> None:
     pictures = read_pictures(config).to(device)
 
     network = MaskedAutoencoder(config.model)
+    describe(network.encoder.vit, encoder=asdict(config.model))
     model = NormalizedModel(network).to(device)
     groups = parameter_groups(model, training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, training.beta_2), fused=True)

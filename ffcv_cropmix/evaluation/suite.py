@@ -163,15 +163,17 @@ def _completed(weights: Weights, network: nn.Module) -> Weights:
     """The weights, with the usual evaluation where neither they nor the settings say; that is noted."""
     usual: dict[str, Any] = {"resolution": RESOLUTION, "crop_ratio": RATIO, "interpolation": INTERPOLATION}
     published: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's
-    if published and weights.resolution is None:
+    if published:
         usual |= {"resolution": published["input_size"][-1], "crop_ratio": published["crop_pct"]}
-        usual |= {"interpolation": published["interpolation"]} if published["interpolation"] == "bicubic" else {}
+        usual |= {"interpolation": "bicubic"} if published["interpolation"] == "bicubic" else {}
     facts = getattr(network, "description", {})
     usual |= {"mean": facts["mean"], "std": facts["std"], "flip_tta": False}
     missing = {name: value for name, value in usual.items() if getattr(weights, name) is None}
     if missing.keys() - {"flip_tta", "interpolation"}:
         named = ", ".join(f"{name} {value}" for name, value in missing.items())
         weights.notes.append(f"{weights.path} does not say how its images are evaluated: {named}")
+        if published.get("crop_mode", "center") != "center":
+            weights.notes.append(f"timm evaluates it with crop_mode {published['crop_mode']}; here it is the centre")
     return replace(weights, **missing)
 
 

@@ -146,6 +146,7 @@ def _run_facts(options: Mapping[str, Any]) -> dict[str, Any]:
         "std": [0.5] * 3 if half else list(IMAGENET_STD),
         "resolution": options.get("validation.resolution"),
         "crop_ratio": options.get("validation.crop_ratio"),
+        "interpolation": "bilinear",
         "flip_tta": None if tta is None else bool(tta),
     }
 

@@ -256,8 +256,14 @@ def test_the_encoder_is_loaded_and_others_are_refused(pretrained: Path, tmp_path
     assert all(torch.equal(state[name], value) for name, value in _weights(pretrained).items())
     with pytest.raises(DataError, match=r"is not of this encoder: blocks\.2\."):
         load_encoder(create_probe(ModelConfig(**{**SHAPE, "depth": 3}), CLASSES), weights)
+    alone = tmp_path / "final_weights.pt"
+    with pytest.raises(DataError, match=r"final_weights\.pt: no such file or directory"):
+        read_shape(alone)
+    alone.write_bytes(weights.read_bytes())  # without params.json
+    assert read_shape(alone) == ModelConfig(**SHAPE, norm_pix_loss=0)
+    torch.save(dict(_weights(pretrained)), alone)  # as 0.1.0 wrote it
     with pytest.raises(DataError, match=r"params\.json: no such file or directory; the encoder's shape is read there"):
-        read_shape(tmp_path / "final_weights.pt")
+        read_shape(alone)
 
 
 @pytest.mark.parametrize(
