@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,12 @@ def evaluate_only(config: Config) -> None:
     path = Path(config.logging.folder) / "checkpoint.pt" if config.resume == "auto" else Path(str(config.resume))
     weights, default = read_weights(path), ModelConfig()
     arch = weights.arch if config.model.arch == default.arch and weights.arch else config.model.arch
-    for name, given in (("use_blurpool", config.training.use_blurpool), ("cifar_stem", config.model.cifar_stem)):
-        if given and not getattr(weights, name.removeprefix("use_")):
+    asked: dict[str, Any] = {"blurpool": config.training.use_blurpool, "cifar_stem": config.model.cifar_stem}
+    asked = {name: True for name, on in asked.items() if on}
+    for name in asked:
+        if getattr(weights, name) is False:
             raise DataError(f"{path} is of a network without {name}")
+    weights = replace(weights, **asked)  # older files do not say
     classes = config.model.num_classes or weights.num_classes or count_classes(config.data.val_dataset)
     with wrong_options():
         network = create_with_weights(weights, arch, classes)

@@ -42,9 +42,9 @@ class Weights:
     """Outputs"""
     classes: list[str] | None = None
     """Names of the outputs; there may be fewer"""
-    blurpool: bool = False
+    blurpool: bool | None = None
     """Whether strided convolutions blur their input"""
-    cifar_stem: bool = False
+    cifar_stem: bool | None = None
     """Whether the first layers are those for images of 32 px"""
     mean: list[float] | None = None
     """Of the normalisation, in units of [0, 1]"""
@@ -78,8 +78,9 @@ def read_weights(path: Path) -> Weights:
         raise DataError(f"{path} has no weights: neither a state dict, nor a checkpoint with one")
     tensors, blurred = _plain_keys(tensors)
     facts = _description(content) or {**_run_facts(_run_options(path)), **_checkpoint_facts(content)}
-    facts = {name: value for name, value in facts.items() if name in Weights.__dataclass_fields__ and value is not None}
-    facts["blurpool"] = blurred or bool(facts.get("blurpool"))
+    known = Weights.__dataclass_fields__.keys() - {"path", "tensors", "notes"}
+    facts = {name: value for name, value in facts.items() if name in known and value is not None}
+    facts |= {"blurpool": True} if blurred else {}
     notes = [f"left out of {path}, as neither tensors nor plain values: {', '.join(ignored)}"] if ignored else []
     return Weights(path=path, tensors=tensors, notes=notes, **facts)
 
@@ -202,7 +203,7 @@ def create_with_weights(
             f"{path} does not say how images are normalised: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 for torchvision's "
             f"{arch}, or --mean {' '.join(map(str, IMAGENET_MEAN))} --std {' '.join(map(str, IMAGENET_STD))}"
         )
-    network = create_network(arch, num_classes, blurpool=weights.blurpool, cifar_stem=weights.cifar_stem)
+    network = create_network(arch, num_classes, blurpool=bool(weights.blurpool), cifar_stem=bool(weights.cifar_stem))
     normalisation = {"mean": weights.mean, "std": weights.std}
     describe(network, **{name: list(value) for name, value in normalisation.items() if value})
     load_weights(network, weights, arch, f" with {num_classes} classes", entry=entry)
