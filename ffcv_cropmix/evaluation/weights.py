@@ -254,7 +254,8 @@ def load_weights(
     if further:
         more = f" and {len(further) - 1} more" if further[1:] else ""
         raise DataError(f"{path} is not of {what}: it also has {further[0]}{more}")
-    broken = next((key for key in needed if not found[key].isfinite().all()), None)
+    finite = (key for key in needed if own[key].isfinite().all())  # others are constants of the network
+    broken = next((key for key in finite if not found[key].isfinite().all()), None)
     if broken:
         raise DataError(f"{path}: {broken} has values that are not finite: the training had failed")
     around = prefix.partition(".")[0] + "."  # the entry of the checkpoint
