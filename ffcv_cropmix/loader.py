@@ -29,6 +29,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.traversal_order import QuasiRandom, Random, Sequential
 from ffcv.traversal_order.base import TraversalOrder
 from ffcv.traversal_order.quasi_random import generate_order_inner
+from ffcv.types import TYPE_ID_HANDLER
 from numba.core import config
 
 from .data.check import check_beton
@@ -393,7 +394,29 @@ def _pipeline_specs(pipelines: Mapping[str, Any], beton: Beton) -> dict[str, Pip
         source = specs[name].source if spec is not None else name
         if isinstance(source, str) and source not in beton.fields:
             raise ValueError(f"pipelines: there is no field {source!r}; the fields are {', '.join(beton.fields)}")
+        if spec is not None:
+            _check_operations(name, specs[name], beton)
     return {name: specs[name] for name in (*beton.fields, *pipelines) if name in specs}
+
+
+_DECODERS = tuple({field.get_decoder_class(field) for field in TYPE_ID_HANDLER.values() if field})
+"""Of FFCV's fields; those of this package are subclasses."""
+
+
+def _check_operations(name: str, spec: PipelineSpec, beton: Beton) -> None:
+    """Raise ValueError unless all are operations, and the one decoder is the first one and of that field."""
+    field = beton.fields[spec.source] if isinstance(spec.source, str) else None
+    decoder = field.get_decoder_class() if field else ()
+    for place, operation in enumerate([*([spec.decoder] if spec.decoder else []), *spec.transforms]):
+        if not isinstance(operation, (Operation, torch.nn.Module)):
+            made = ", not a class" * isinstance(operation, type)
+            raise ValueError(f"pipelines: {name} has operations and torch modules{made}, got {operation!r}")
+        if isinstance(operation, _DECODERS) and (place > 0 or not isinstance(operation, decoder)):
+            of = f", {type(field).__name__}" if field else ""
+            raise ValueError(
+                f"pipelines: {name}: a decoder is the first operation, and for the type of its field{of}; got "
+                f"{type(operation).__name__} in place {place}"
+            )
 
 
 def _checksums(beton: Beton) -> np.ndarray:

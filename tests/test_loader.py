@@ -16,17 +16,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ffcv.fields import NDArrayField
 from ffcv.fields.basics import IntDecoder
+from ffcv.fields.ndarray import NDArrayDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import OrderOption
 from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
 from ffcv.transforms import ToTensor
 from ffcv.traversal_order.base import TraversalOrder
+from numba.core import config
 
 import ffcv_cropmix.loader
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader
 from ffcv_cropmix.errors import DataError
+from ffcv_cropmix.operations import DecodeError
 from tests.betons import COUNT, damaged
 
 
@@ -248,6 +254,19 @@ def test_filter_keeps_rows_and_guards(betons) -> None:
         ({"lable": [IntDecoder()]}, "there is no field 'lable'; the fields are image, label"),
         ({"image": None, "two": PipelineSpec("lable")}, "there is no field 'lable'; the fields are image, label"),
         ({"image": 3}, "image is a list of operations, a PipelineSpec, or None, got 3"),
+        ({"image": [CropMixRGBImageDecoder]}, "image has operations and torch modules, not a class, got <class"),
+        ({"label": [IntDecoder(), "x"]}, "label has operations and torch modules, got 'x'"),
+        (
+            {"label": [CropMixRGBImageDecoder()]},
+            "label: a decoder is .* its field, IntField; got CropMixRGBImageDecoder in place 0",
+        ),
+        ({"image": [IntDecoder()]}, "its field, RGBImageField; got IntDecoder in place 0"),
+        ({"image": [CropMixRGBImageDecoder()] * 2}, "image: .*; got CropMixRGBImageDecoder in place 1"),
+        ({"label": PipelineSpec("label", NDArrayDecoder())}, "label: .* IntField; got NDArrayDecoder in place 0"),
+        (
+            {"label": PipelineSpec(ToTensor(), transforms=[IntDecoder()])},
+            "label: .* its field; got IntDecoder in place 0",
+        ),
     ],
 )
 def test_wrong_pipelines_are_named(betons, pipelines: dict, message: str) -> None:
@@ -279,8 +298,10 @@ def test_torchs_threads_stay(betons) -> None:
         torch.set_num_threads(before)
 
 
-def test_workers_default_to_the_cores_that_may_be_used(betons) -> None:
+def test_workers_default_to_the_cores_that_may_be_used(betons, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Loader(betons["raw"], 4, pipelines={"image": None}).num_workers == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(config, "NUMBA_NUM_THREADS", 1)
+    assert Loader(betons["raw"], 4, pipelines={"image": None}).num_workers == 1
 
 
 @pytest.mark.parametrize(
@@ -390,6 +411,25 @@ def test_large_buffers_are_said(betons, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ffcv_cropmix.loader, "_LARGE", 5 * 4 * 8 * 8 * 3 / memory)
     with pytest.warns(ResourceWarning, match="jpg.beton: the buffers of batch_size=4 and batches_ahead=3 take"):
         Loader(betons["jpg"], 4, pipelines={"image": [CropMixRGBImageDecoder((8, 8))]})
+
+
+def test_sizes_of_buffers_do_not_overflow(betons) -> None:
+    class Large(Operation):  # as SimpleRGBImageDecoder's: sizes are those of the metadata
+        def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+            return previous_state, AllocationQuery((np.uint16(60_000), np.uint16(50_000), 3), np.dtype("u1"))
+
+        def generate_code(self):
+            return lambda batch, memory: batch
+
+    with pytest.warns(ResourceWarning, match=r"take 167\.6 GiB"):
+        Loader(betons["raw"], 4, pipelines={"image": None, "label": [IntDecoder(), Large()]})
+
+
+def test_only_an_integer_label_is_a_class(betons) -> None:
+    loader = Loader(betons["raw"], 4, pipelines={"image": None})
+    assert loader.describe(DecodeError(5, 2)).label == "5"
+    loader.reader.fields["label"] = NDArrayField(np.dtype("f4"), (2,))  # its column has addresses
+    assert loader.describe(DecodeError(5, 2)).label is None
 
 
 def _python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
