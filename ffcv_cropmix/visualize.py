@@ -32,6 +32,7 @@ _COLORS = ("#ffd500", "#d81b60", "#00c8ff", "#1a237e", "#ff8f00", "#2e7d32", "#e
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 0.8)), (0, (4, 1, 1.2, 1)))
 _WIDTH, _TITLE, _DPI = 8.6, 0.26, 100  # inches, and dots an inch
 _FRAME_MS = 900
+_SHOWN_SIDE = 1024  # px, of images: more than the figure shows
 _RANDOM_RESIZED_CROP: dict[str, Any] = {"number": 1, "scale": 0.08, "inter_aug": False}
 
 
@@ -153,7 +154,10 @@ def _row_heights(sheet: Sheet, room: int) -> list[float]:
 
 
 def _show(axes: Axes, picture: np.ndarray, title: str = " ") -> None:
-    axes.imshow(picture)
+    height, width, _ = picture.shape
+    if max(height, width) >= 2 * _SHOWN_SIDE:  # matplotlib takes 100 bytes a pixel
+        picture = np.asarray(Image.fromarray(picture).reduce(max(height, width) // _SHOWN_SIDE))
+    axes.imshow(picture, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axes.set_title(title, fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -286,7 +290,7 @@ def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
     for row in _chosen(path, len(files), rows, count):
         try:
             found.append((row, files[row].name, decode_rgb(files[row].read_bytes())))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever Pillow trips over in the bytes
             raise DataError(f"{files[row]} cannot be read: {error}") from None
     return found
 
@@ -319,7 +323,7 @@ def _open_beton(path: Path, rows: Sequence[int] | None, count: int) -> list[tupl
         try:
             raw = image["mode"] == IMAGE_MODES["raw"]
             pixels = data.reshape(image["height"], image["width"], 3) if raw else decode_rgb(data.tobytes())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever Pillow trips over in the bytes
             raise DataError(f"{name} cannot be read: {error}") from None
         found.append((row, name, pixels))
     return found
@@ -414,6 +418,7 @@ def main() -> None:
     """The command line."""
     Image.MAX_IMAGE_PIXELS = None  # as in write_dataset.py
     given = parse_arguments()
+    Image.MAX_IMAGE_PIXELS = None  # large images are welcome, as they are to write_dataset.py
     with wrong_options():
         figures = draw(given)
     write_figures(figures, given.output)
