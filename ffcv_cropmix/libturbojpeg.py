@@ -28,6 +28,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 new_handle = _function("tjInitDecompress", _ADDRESS)
 destroy_handle = _function("tjDestroy", _INT, _ADDRESS)
 error_code = _function("tjGetErrorCode", _INT, _ADDRESS)
+error_text = _function("tjGetErrorStr2", _ADDRESS, _ADDRESS)
 read_header = _function("tjDecompressHeader3", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
 decompress = _function("tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _INT, _INT, _INT, _INT)
 decompress_to_planes = _function(

@@ -441,8 +441,8 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
             and `ffcv_cropmix.Loader.report` lists it.
         decode: what of a JPEG is decoded.
             "rgb": all, every error noticed.
-            "rows": up to the last row that is needed; the same pixels. Damage that leaves the rest of the file
-            undecodable is not noticed: for files whose checksums are compared, or that are trusted otherwise.
+            "rows": up to the last row that is needed; the same pixels. Damage below that row may go unnoticed: for
+            files whose checksums are compared, or that are trusted otherwise.
             "ycbcr": the same, and colours stay at half the resolution until the crops are resampled. Where libjpeg
             clips them, at saturated edges, values differ: of ImageNet's photos 0.7 % by more than 1 level. For JPEGs
             with 4:2:0 subsampling, FFCV's own, and not for bicubic; "rows" for the others.

@@ -12,17 +12,22 @@ from . import patches  # noqa: F401
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import carray
 
 from . import libturbojpeg
-from .kernels.jit import c_function, jit
+from .kernels.jit import as_pointer, c_function, jit
 from .libturbojpeg import FLAGS, TJCS_YCBCR, TJERR_FATAL, TJPF_RGB, TJSAMP_420
 
 new_handle = c_function(libturbojpeg.new_handle)
 destroy_handle = c_function(libturbojpeg.destroy_handle)
 error_code = c_function(libturbojpeg.error_code)
+error_text = c_function(libturbojpeg.error_text)
 read_header = c_function(libturbojpeg.read_header)
 decompress = c_function(libturbojpeg.decompress)
 decompress_to_planes = c_function(libturbojpeg.decompress_to_planes)
+
+_REST = np.frombuffer(b"Corrupt JPEG data: ", np.uint8)
+"""How libjpeg's message begins that bytes follow the last row; their number is next."""
 
 OK, BAD_HEADER, OTHER_SIZE, BAD_DATA, NOT_420 = range(5)
 
@@ -96,28 +101,42 @@ def _shorten(data, rows, height, buffers):
 
 
 @jit
+def _decompress(handle, source, size, height, width, planar, buffers):
+    pixels = buffers.pixels.ctypes.data
+    if planar:
+        return decompress_to_planes(handle, source, size, buffers.planes.ctypes.data, width, 0, height, FLAGS)
+    return decompress(handle, source, size, pixels, width, 0, height, TJPF_RGB, FLAGS)
+
+
+@jit
+def _complains_of_the_rest(handle):
+    """Whether what the library complains of is that bytes follow the last row, and nothing before that."""
+    size = len(_REST)
+    message = carray(as_pointer(error_text(handle)), (size + 1,), np.uint8)
+    for k in range(size):
+        if message[k] != _REST[k]:
+            return False
+    return 48 <= message[size] < 58
+
+
+@jit
 def _decode_with(handle, data, height, width, rows, planar, buffers):
     code = _check_header(handle, data, height, width, buffers.header)
     if code != OK:
         return code
-    if planar and (buffers.header[2] != TJSAMP_420 or buffers.header[3] != TJCS_YCBCR):
-        return NOT_420
-    source, last = data.ctypes.data, height
-    shortened = _shorten(data, rows + 2, height, buffers)  # the rows of colours above and below make up a row's
-    if shortened:
-        source, last = buffers.shortened.ctypes.data, rows + 2
-    pixels = buffers.pixels.ctypes.data
     if planar:
+        if buffers.header[2] != TJSAMP_420 or buffers.header[3] != TJCS_YCBCR:
+            return NOT_420
         half_height, half_width = (height + 1) // 2, (width + 1) // 2
-        buffers.planes[0] = pixels
-        buffers.planes[1] = pixels + 4 * half_height * half_width
+        buffers.planes[0] = buffers.pixels.ctypes.data
+        buffers.planes[1] = buffers.planes[0] + 4 * half_height * half_width
         buffers.planes[2] = buffers.planes[1] + half_height * half_width
-        result = decompress_to_planes(handle, source, data.size, buffers.planes.ctypes.data, width, 0, last, FLAGS)
-    else:
-        result = decompress(handle, source, data.size, pixels, width, 0, last, TJPF_RGB, FLAGS)
-    if result != 0:
-        return OK if shortened and error_code(handle) != TJERR_FATAL else BAD_DATA
-    return OK
+    if _shorten(data, rows + 2, height, buffers):  # the rows of colours above and below make up a row's
+        result = _decompress(handle, buffers.shortened.ctypes.data, data.size, rows + 2, width, planar, buffers)
+        if result == 0 or _complains_of_the_rest(handle):
+            return OK
+    result = _decompress(handle, data.ctypes.data, data.size, height, width, planar, buffers)
+    return OK if result == 0 else BAD_DATA
 
 
 @jit
@@ -149,7 +168,7 @@ def decode_jpeg(data, height, width, buffers):
 def decode_jpeg_rows(data, height, width, rows, buffers):
     """`decode_jpeg` of the first `rows` rows, at least; what is decoded is the same to the bit.
 
-    As the library takes what is left of the file for damage, real damage is not noticed.
+    Damage below them may go unnoticed, but never that a row of them is missing.
     """
     return _decode(data, height, width, rows, False, buffers)
 

@@ -131,6 +131,14 @@ def test_what_is_wrong_is_noticed(function) -> None:
     without = data.copy()
     without[table + 1] = 0xEF  # the quantization table: an application's marker
     assert decode(function, without, HEIGHT, WIDTH, *(20 for _ in rows))[0] == BAD_DATA
+    tables, scan = (data.tobytes().index(marker) for marker in (b"\xff\xc4", b"\xff\xda"))
+    bogus = data.copy()
+    bogus[scan + 11] = 1  # a scan that is not sequential: a warning, which does not hide that nothing is decoded
+    bogus[[tables + 5, tables + 7]] = data[[tables + 7, tables + 5]]  # more codes of one bit than there are
+    assert decode(function, bogus, HEIGHT, WIDTH, *(20 for _ in rows))[0] == BAD_DATA
+    early = data.copy()
+    early[scan + 40 : scan + 42] = 0xFF, 0xD0  # a marker that ends the first row
+    assert decode(function, early, HEIGHT, WIDTH, *(40 for _ in rows))[0] == BAD_DATA
     cmyk = io.BytesIO()
     Image.fromarray(IMAGE).convert("CMYK").save(cmyk, "JPEG")
     code, _ = decode(function, np.frombuffer(cmyk.getvalue(), np.uint8), HEIGHT, WIDTH, *rows)
