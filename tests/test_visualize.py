@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,22 @@ def test_a_contact_sheet(run, betons: dict[str, Path], tmp_path: Path, monkeypat
     assert sheet.strips["CropMix, cutmix"] == expected
 
 
+def test_large_images_are_drawn_where_their_crops_are(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((60, 9000, 3), np.uint8)
+    image[:, 6000:] = 200
+    Image.fromarray(image).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many
+    assert run(tmp_path / "large.png", "--output", tmp_path / "figure.png", "--epochs=0", "--size=16")[0] == 0
+    figure = contact_sheet([Sheet(image, [MixPlan(crops=[(0, 6000, 60, 3000)])])], (16, 16))
+    drawn = figure.subfigs[0].axes[0].images[0]
+    left, right, bottom, top = drawn.get_extent()
+    assert (left, right, bottom, top) == (-0.5, 8999.5, 59.5, -0.5)  # the axes' numbers are pixels of the image
+    shown = np.asarray(drawn.get_array())
+    assert shown.shape[1] < 2048
+    assert (shown[:, : shown.shape[1] * 2 // 3 - 1] == 0).all()
+    assert (shown[:, shown.shape[1] * 2 // 3 + 1 :] == 200).all()
+
+
 def test_an_animation(run, betons: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "figure.gif"
     options = ["--animate", "--epochs", 3, "--rows", 9, "--size", 32, "--operation", "mixup"]
@@ -166,6 +183,19 @@ def test_an_animation(run, betons: dict[str, Path], tmp_path: Path) -> None:
     with Image.open(path) as animation:
         assert (animation.format, animation.n_frames, animation.width) == ("GIF", 3, 860)
         assert animation.info["loop"] == 0
+
+
+def _png() -> bytes:
+    file = BytesIO()
+    Image.new("L", (64, 64)).save(file, "PNG")
+    return file.getvalue()
+
+
+BROKEN = {  # Pillow's exceptions: SyntaxError, ...
+    "a checksum of PNG": _png().replace(b"IDAT", b"IDAU"),
+    "a header of TIFF": b"II*\0\x08\0\0\0\x05\0" + bytes(40),
+    "a length of PNG": _png().replace(b"\0\0\0\rIHDR", b"\0\0\0\x02IHDR"),
+}
 
 
 def test_mistakes_are_one_line_and_leave_what_was_there(run, betons: dict[str, Path], tmp_path: Path) -> None:
@@ -182,6 +212,9 @@ def test_mistakes_are_one_line_and_leave_what_was_there(run, betons: dict[str, P
 
     assert refused(tmp_path / "missing.png")[1] == f"error: {tmp_path}/missing.png: no such file or directory\n"
     assert refused(tmp_path / "broken.jpg")[1].startswith(f"error: {tmp_path}/broken.jpg cannot be read: ")
+    for name, content in BROKEN.items():
+        (tmp_path / "broken.jpg").write_bytes(content)
+        assert refused(tmp_path / "broken.jpg")[1].startswith(f"error: {tmp_path}/broken.jpg cannot be read: "), name
     assert refused(tmp_path / "empty")[1] == f"error: {tmp_path}/empty has no images\n"
     assert refused(betons["raw"], "--rows", 37) == (1, f"error: {betons['raw']} has no row 37: there are 37, from 0\n")
     for option in (["--scale", "2"], ["--scale", "1", "1", "1"], ["--number=9"], ["--images=0"], ["--size=0"]):

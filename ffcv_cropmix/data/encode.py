@@ -20,6 +20,7 @@ from .images import ImageFile, decode_rgb, orientation, read
 
 JPG, RAW = 0, 1
 _LARGEST_SIDE = {JPG: 65_500, RAW: 65_535}  # px: libjpeg's limit, that of a <u2
+_CHECKED_AREA = 2**26  # px, of JPEGs whose size is compared with their header before there is memory for them
 _COLORS = (libturbojpeg.TJCS_RGB, libturbojpeg.TJCS_YCBCR, libturbojpeg.TJCS_GRAY)  # not CMYK, which FFCV cannot decode
 
 
@@ -96,8 +97,10 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
     else:
         data = read(image)
         pixels, damaged = None, False
+        header = _read_header(data) if data.startswith(b"\xff\xd8") else None
+        if header and header[0] * header[1] > max(_CHECKED_AREA, 64 * 8 * len(data)):  # a bit for each block
+            raise ValueError(f"it is cut off: {len(data):,} bytes are too few for {header[0]} x {header[1]} px")
         if data.startswith(b"\xff\xd8") and not options.reencode:
-            header = _read_header(data)
             damaged = header is None
             if header and header[2] in _COLORS and not (options.exif_transpose and _is_turned(data)):
                 height, width, _, unusual = header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -230,6 +231,15 @@ def test_one_damaged_jpeg_is_one_damaged_sample(tmp_path: Path) -> None:
         done = convert(source, beton, EncodeOptions(), on_error="skip", num_workers=workers, chunk_size=chunk_size)
         assert (done.kept, done.damaged, len(done.skipped)) == (len(DAMAGES), 2, len(DAMAGES) - 2)
     assert betons[0].read_bytes() == betons[1].read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"max_resolution": 0}, {"write_mode": "raw"}, {"reencode": True}])
+def test_few_bytes_do_not_take_all_memory(options: dict[str, Any]) -> None:
+    """libjpeg-turbo#328: 62994 x 65284 px are promised."""
+    data = KEPT["4:2:0"]()
+    at = data.index(b"\xff\xc0") + 5
+    with pytest.raises(ValueError, match=r"it is cut off: [\d,]+ bytes are too few for 65284 x 62994 px"):
+        _stored(data[:at] + struct.pack(">HH", 65284, 62994) + data[at + 4 :], **options)
 
 
 def test_a_sample_that_no_page_has_room_for_is_refused() -> None:
