@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import sys
@@ -111,7 +112,7 @@ class Run:
                 theirs, ours = identity.get(name), first.get(name)
                 if theirs != ours:
                     raise DataError(f"process {rank} has {name} {theirs}, process 0 {ours}: give all the same")
-            if place != begin:
+            if json.dumps(place) != json.dumps(begin):  # as text, NaN equals NaN
                 at = [f"epoch {of['epoch'] + 1}, step {of['step'] + 1}" for of in (begin, place)]
                 raise DataError(
                     f"process 0 begins at {at[0]}, process {rank} at {at[1]}, or with another log: {self.saved.parent} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -94,7 +95,7 @@ def train(
             optimizer.zero_grad()
             run.add_loss(loss)
             done.append((epoch, step))
-        run.end_epoch()
+        run.end_epoch(val_loss=math.nan)  # weights may be finite though
     return done
 
 
