@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ffcv_cropmix import CropMixRGBImageDecoder, Loader, sample_plan  # before FFCV, which then is imported faster
+from ffcv_cropmix.visualize import Sheet, contact_sheet, strips, write_figures
+
+# isort: split
 from ffcv.transforms import ToTensor
 from sklearn.datasets import load_sample_image
-
-from ffcv_cropmix import CropMixRGBImageDecoder, Loader, sample_plan
-from ffcv_cropmix.visualize import Sheet, contact_sheet, strips, write_figures
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDER = Path("demo")

@@ -21,6 +21,22 @@ def test_imports_nothing_at_first() -> None:
     _runs("import sys, ffcv_cropmix; assert not {'numpy', 'numba', 'torch', 'ffcv'} & set(sys.modules)")
 
 
+def test_ffcv_is_imported_without_compiling() -> None:
+    """By whichever module comes first; numba's own Dict is back in its place."""
+    modules = ("loader", "operations", "data.reader", "data.check", "training.run")
+    imports = "\n".join(f"    import ffcv_cropmix.{name}" for name in modules)
+    for first in modules[3:]:  # the others begin with `patches`
+        _runs(
+            "from numba.core import event\n"
+            "with event.install_recorder('numba:compile') as compiled:\n"
+            f"    import ffcv_cropmix.{first}\n{imports}\n"
+            "assert not compiled.buffer\n"
+            "import numba.typed, ffcv.fields.rgb_image as images\n"
+            "assert numba.typed.Dict is numba.typed.typeddict.Dict\n"
+            "assert dict(images.IMAGE_MODES) == {'jpg': 0, 'raw': 1}"
+        )
+
+
 def test_cropmix_needs_neither_ffcv_nor_torch() -> None:
     _runs(
         "import os, sys; os.environ['NUMBA_DISABLE_JIT'] = '1'; sys.modules['ffcv'] = sys.modules['torch'] = None\n"

@@ -5,6 +5,9 @@ FFCV trusts the file: a damaged one ends in a hang, a signal, or other samples' 
 
 from __future__ import annotations
 
+from .. import patches  # noqa: F401
+
+# isort: split
 import os
 from collections.abc import Iterator, Mapping
 

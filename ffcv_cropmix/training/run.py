@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .. import patches  # noqa: F401
+
+# isort: split
 import json
 import math
 import signal
