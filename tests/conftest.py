@@ -18,8 +18,9 @@ from tests import betons as written
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let all processes of all runs share compiled code, in .pytest_cache."""
-    if config.cache is not None:
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(config.cache.mkdir("compiled")))
+    cache = getattr(config, "cache", None)  # none under -p no:cacheprovider
+    if cache is not None:
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(cache.mkdir("compiled")))
 
 
 @pytest.fixture
