@@ -11,6 +11,8 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 _ffcv = find_spec("ffcv")
 _extension = PathFinder.find_spec("_libffcv", _ffcv.submodule_search_locations) if _ffcv else None
 if _extension is None or _extension.origin is None:
@@ -34,8 +36,15 @@ decompress = _function("tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRES
 decompress_to_planes = _function(
     "tjDecompressToYUVPlanes", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _INT, _ADDRESS, _INT, _INT
 )
+new_transformer = _function("tjInitTransform", _ADDRESS)
+transform = _function("tjTransform", _INT, _ADDRESS, _ADDRESS, _SIZE, _INT, _ADDRESS, _ADDRESS, _ADDRESS, _INT)
+largest_size = _function("tjBufSize", _SIZE, _INT, _INT, _INT)
 
-TJPF_RGB, TJPF_GRAY, TJSAMP_420, TJERR_FATAL = 0, 6, 2, 1
+TRANSFORM = np.dtype([("region", "i4", 4), ("operation", "i4"), ("options", "i4"), ("data", "u8"), ("filter", "u8")])
+"""What `transform` takes: struct tjtransform"""
+
+TJPF_RGB, TJPF_GRAY, TJSAMP_444, TJSAMP_420, TJERR_FATAL = 0, 6, 0, 2, 1
+TJXOPT_COPYNONE, TJFLAG_NOREALLOC = 64, 1024
 TJCS_RGB, TJCS_YCBCR, TJCS_GRAY = 0, 1, 2
 FLAGS = 1024 | 2048  # TJFLAG_NOREALLOC | TJFLAG_FASTDCT: FFCV's choice
 ACCURATE = 1024 | 4096  # TJFLAG_NOREALLOC | TJFLAG_ACCURATEDCT: Pillow's

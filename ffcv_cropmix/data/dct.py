@@ -1,0 +1,72 @@
+"""One image as `dct.open_dct` reads it: docs/dct.md has the layout."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from backports import zstd
+
+from ..dct import HEADER, MAGIC
+from .jpeg import Coded, read_jpeg
+
+
+@cache
+def _compressor(level: int) -> zstd.ZstdCompressor:
+    parameters = {zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}
+    return zstd.ZstdCompressor(options=parameters)
+
+
+def _low_and_high(numbers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of numbers of 16 bits."""
+    both = np.concatenate(numbers).astype("<u2").view(np.uint8).reshape(-1, 2)
+    return both[:, 0].tobytes(), both[:, 1].tobytes()
+
+
+def _differences(levels: np.ndarray, columns: int) -> np.ndarray:
+    """Of a component's first coefficients, uint16 (blocks,): 0, -1, 1, -2 as 0, 1, 2, 3."""
+    grid = levels.reshape(-1, columns).astype(np.int64)
+    before = np.zeros_like(grid)
+    before[:, 1:] = grid[:, :-1]
+    before[1:, 0] = grid[:-1, 0]
+    difference = (grid - before).astype(np.int16).astype(np.int64)
+    return (difference << 1 ^ difference >> 63).astype(np.uint16).ravel()
+
+
+def pack(coded: Coded, level: int) -> bytes:
+    """A sample of an image's byte code, compressed at one of zstd's levels."""
+    header = coded.header
+    parts = header.components
+    lengths = [*map(len, coded.codes), *[0] * (3 - len(parts)), *map(len, coded.escapes), *[0] * (3 - len(parts))]
+    front = MAGIC + np.array([header.height, header.width], "<u2").tobytes() + bytes([len(parts)])
+    front += bytes([part.h << 4 | part.v for part in parts] + [0] * (3 - len(parts)))
+    front += np.array(lengths, "<u4").tobytes()
+    assert len(front) == HEADER
+
+    luma = len(coded.row_escapes[0]) * coded.columns[0]  # blocks
+    borders = np.cumsum([len(rows) * columns for rows, columns in zip(coded.row_escapes, coded.columns)])[:-1]
+    levels = np.split(coded.levels, borders)
+    low, high = _low_and_high([_differences(part, columns) for part, columns in zip(levels, coded.columns)])
+    streams: list[Any] = [
+        b"".join(_low_and_high([part.quantisation for part in parts])),
+        coded.counts[:luma],
+        coded.counts[luma:],
+        low[:luma],
+        low[luma:],
+        high,
+        b"".join(_low_and_high(coded.row_escapes)),
+        coded.codes[0],
+        b"".join(part.tobytes() for part in coded.codes[1:]),
+        b"".join(_low_and_high(coded.escapes)),
+    ]
+    compressor = _compressor(level)
+    # A block of zstd's for each, with an entropy code of its own.
+    blocks = [compressor.compress(stream, zstd.ZstdCompressor.FLUSH_BLOCK) for stream in streams if len(stream)]
+    return b"".join([front, *blocks, compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)])
+
+
+def encode_dct(data: bytes, height: int, width: int, level: int) -> bytes | None:
+    """A sample of a sound JPEG of this size, gray or YCbCr; None: see `read_jpeg`."""
+    coded = read_jpeg(data, height, width)
+    return pack(coded, level) if coded else None

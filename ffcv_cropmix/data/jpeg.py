@@ -1,0 +1,231 @@
+"""What is in a JPEG file besides pixels: its tables, and its quantised DCT coefficients as byte code; and back."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import libturbojpeg
+from ..kernels import huffman
+from ..kernels.coefficient_code import MOST_CODES, ZIGZAG
+from ..kernels.jit import entry
+
+_SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _SOF0, _SOF1 = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xC0, 0xC1
+_FRAMES = {*range(0xC0, 0xD0)} - {_DHT, 0xC8, 0xCC}
+
+_prepare_table, _prepare_fast_table = entry(huffman.prepare_table), entry(huffman.prepare_fast_table)
+_unstuff, _read_scan, _write_scan = entry(huffman.unstuff), entry(huffman.read_scan), entry(huffman.write_scan)
+
+
+class Component(NamedTuple):
+    """Of an image's colours."""
+
+    h: int
+    v: int
+    """Sampling factors"""
+    quantisation: np.ndarray
+    """uint16 (64,), in natural order"""
+
+
+class Header(NamedTuple):
+    """Of a JPEG file."""
+
+    height: int
+    width: int
+    components: list[Component]
+
+
+class _Markers(NamedTuple):
+    """Of a JPEG file that is baseline and has one scan."""
+
+    header: Header
+    tables: list[tuple[int, int]]
+    """Numbers of each component's Huffman tables"""
+    huffman: dict[int, bytes]
+    """By class << 4 | number: counts of 16 lengths, then values"""
+    interval: int
+    """MCUs between restart markers; 0: there are none"""
+    scan: int
+    """Where the entropy-coded data begin"""
+
+
+def _read_markers(data: bytes) -> _Markers | None:
+    """None if it is not baseline, with one scan of all components."""
+    quantisation: dict[int, np.ndarray] = {}
+    tables: dict[int, bytes] = {}
+    frame: tuple[int, int, list[tuple[int, int, int, int]]] | None = None
+    interval, at = 0, 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        size = int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = data[at + 4 : at + 2 + size]
+        at += 2 + size
+        if marker == _DQT:
+            while segment:
+                wide = 1 + (segment[0] >> 4)
+                table = np.empty(64, np.uint16)
+                table[ZIGZAG] = np.frombuffer(segment[1 : 1 + 64 * wide], f">u{wide}")
+                quantisation[segment[0] & 15] = table
+                segment = segment[1 + 64 * wide :]
+        elif marker == _DHT:
+            while segment:
+                end = 17 + sum(segment[1:17])
+                tables[segment[0]] = segment[1:end]
+                segment = segment[end:]
+        elif marker == _DRI:
+            interval = int.from_bytes(segment[:2], "big")
+        elif marker in (_SOF0, _SOF1) and segment[0] == 8:
+            height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
+            each = [segment[6 + 3 * k : 9 + 3 * k] for k in range(segment[5])]
+            frame = height, width, [(part[0], part[1] >> 4, part[1] & 15, part[2]) for part in each]
+        elif marker in _FRAMES:
+            return None
+        elif marker == _SOS:
+            chosen = {segment[1 + 2 * k]: segment[2 + 2 * k] for k in range(segment[0])}
+            if frame is None or len(chosen) != len(frame[2]):
+                return None
+            height, width, parts = frame
+            if len(parts) == 1:  # its blocks are in order, whatever the factors are
+                parts = [(parts[0][0], 1, 1, parts[0][3])]
+            header = Header(height, width, [Component(h, v, quantisation[number]) for _, h, v, number in parts])
+            return _Markers(
+                header, [(chosen[key] >> 4, chosen[key] & 15) for key, *_ in parts], tables, interval, at
+            )
+    return None
+
+
+@cache
+def _transformer() -> int:
+    return libturbojpeg.new_transformer()
+
+
+def _as_baseline(data: bytes, height: int, width: int) -> bytes | None:
+    """The same coefficients in a baseline JPEG with one scan; None if that cannot be."""
+    stored = np.frombuffer(data, np.uint8)
+    out = np.empty(libturbojpeg.largest_size(width, height, libturbojpeg.TJSAMP_444), np.uint8)
+    places = np.array([out.ctypes.data], np.int64)
+    sizes = np.array([out.size], np.uint64)
+    transform = np.zeros(1, libturbojpeg.TRANSFORM)
+    transform["options"] = libturbojpeg.TJXOPT_COPYNONE
+    failed = libturbojpeg.transform(
+        _transformer(),
+        stored.ctypes.data,
+        len(data),
+        1,
+        places.ctypes.data,
+        sizes.ctypes.data,
+        transform.ctypes.data,
+        libturbojpeg.TJFLAG_NOREALLOC,
+    )
+    return None if failed else out[: int(sizes[0])].tobytes()
+
+
+def frame_of(header: Header) -> tuple[np.ndarray, int, int]:
+    """What `kernels.huffman` takes as frame, int64 (components, 7); numbers of rows and columns of MCUs."""
+    most_h = max(part.h for part in header.components)
+    most_v = max(part.v for part in header.components)
+    frame = np.zeros((len(header.components), 7), np.int64)
+    before = 0
+    for k, (h, v, _) in enumerate(header.components):
+        rows, columns = -(-header.height * v // (8 * most_v)), -(-header.width * h // (8 * most_h))
+        frame[k] = h, v, rows, columns, before, min(k, 1), 4 + min(k, 1)
+        before += rows * columns
+    return frame, -(-header.height // (8 * most_v)), -(-header.width // (8 * most_h))
+
+
+class Coded(NamedTuple):
+    """An image in the byte code of `kernels.coefficient_code`."""
+
+    header: Header
+    counts: np.ndarray
+    """uint8 (blocks,): number of codes of each block"""
+    levels: np.ndarray
+    """int16 (blocks,): its first coefficient"""
+    columns: list[int]
+    """Columns of blocks of each component"""
+    codes: list[np.ndarray]
+    escapes: list[np.ndarray]
+    row_escapes: list[np.ndarray]
+    """Of each component: uint8 (codes,), uint16 (escapes,), int64 (rows,)"""
+
+
+def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
+    """The coefficients of a JPEG of this size in byte code.
+
+    Args:
+        data: a sound JPEG, gray or YCbCr: libjpeg-turbo decodes it without a warning.
+
+    Returns:
+        None if the byte code cannot say it: 12 bits, unusual sampling factors, numbers out of range.
+    """
+    markers = _read_markers(data)
+    if markers is None:
+        data = _as_baseline(data, height, width) or b""
+        markers = _read_markers(data) if data else None
+        if markers is None:
+            return None
+    header, parts = markers.header, markers.header.components
+    frame, mcu_rows, mcu_columns = frame_of(header)
+    most = frame[:, [huffman.H, huffman.V]].max(axis=0)
+    if len(parts) not in (1, 3) or (most > 4).any() or (most % frame[:, [huffman.H, huffman.V]]).any():
+        return None
+    for component, (dc, ac) in zip(frame, markers.tables):
+        if dc not in markers.huffman or 16 | ac not in markers.huffman:
+            return None
+        component[huffman.DC_TABLE], component[huffman.AC_TABLE] = dc, 4 + ac
+    limits, offsets = np.empty((8, 17), np.int64), np.empty((8, 17), np.int64)
+    values, fast = np.zeros((8, 256), np.uint8), np.empty((8, 1 << huffman.FAST_BITS), np.int32)
+    for key, table in markers.huffman.items():
+        number = (key >> 4) * 4 + (key & 15)
+        counts = np.frombuffer(table[:16], np.uint8)
+        values[number, : len(table) - 16] = np.frombuffer(table[16:], np.uint8)
+        _prepare_table(counts, limits[number], offsets[number])
+        if number >= 4:
+            _prepare_fast_table(counts, values[number], fast[number])
+
+    mcus = mcu_rows * mcu_columns
+    segments = np.empty(2 + (mcus - 1) // (markers.interval or mcus), np.int64)
+    scan = np.zeros(len(data) - markers.scan + 16 * len(segments) + 512, np.uint8)
+    if _unstuff(np.frombuffer(data, np.uint8), markers.scan, scan, segments) != len(segments) - 1:
+        return None
+    each = frame[:, huffman.ROWS] * frame[:, huffman.COLUMNS]
+    room, strip = (len(parts), MOST_CODES * int(each.max())), (12, MOST_CODES * int(frame[:, huffman.COLUMNS].max()))
+    counts, levels = np.empty(each.sum(), np.uint8), np.empty(each.sum(), np.int16)
+    codes, escapes = np.empty(room, np.uint8), np.empty(room, np.uint16)
+    row_escapes, totals = np.empty((3, int(frame[:, huffman.ROWS].max())), np.int64), np.empty((3, 2), np.int64)
+    if not _read_scan(
+        scan,
+        segments,
+        markers.interval or mcus,
+        mcu_rows,
+        mcu_columns,
+        frame,
+        limits,
+        offsets,
+        values,
+        fast,
+        np.empty((3, 12), np.int64),
+        np.empty(strip, np.uint8),
+        np.empty(strip, np.uint16),
+        counts,
+        levels,
+        codes,
+        escapes,
+        row_escapes,
+        totals,
+    ):
+        return None
+    return Coded(
+        header,
+        counts,
+        levels,
+        frame[:, huffman.COLUMNS].tolist(),
+        [part[:count] for part, (count, _) in zip(codes, totals)],
+        [part[:count] for part, (_, count) in zip(escapes, totals)],
+        [part[:rows] for part, rows in zip(row_escapes, frame[:, huffman.ROWS])],
+    )

@@ -1,0 +1,222 @@
+"""Images as quantised DCT coefficients in byte code, compressed by zstd: reading them in compiled code.
+
+docs/dct.md has the layout. What a file says is checked before it is believed: damaged data end in an error code, or in
+other coefficients, never outside of the arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .kernels.coefficient_code import (
+    ALL_ESCAPES,
+    ALL_ROWS,
+    BLOCKS,
+    CODES,
+    COLUMNS,
+    COMPONENTS,
+    COUNTS,
+    DIFFERENCES,
+    ESCAPES,
+    FIRST_BLOCK,
+    FIRST_INDEX,
+    MOST_CODES,
+    N_CODES,
+    N_ESCAPES,
+    ROW_ESCAPES,
+    ROWS,
+    H,
+    V,
+    decode_row,
+    index_rows,
+)
+from .kernels.jit import jit
+from .libzstd import decompress
+from .libzstd import destroy_context as destroy_context
+from .libzstd import new_context as new_context
+
+OK, BAD_DCT, OTHER_SIZE = 0, 20, 21
+
+MAGIC = b"DCT\1"
+HEADER = 36
+"""Bytes of the header."""
+PADDING = 16
+"""Bytes after the content: some are read, and make no difference."""
+MOST_COMPONENTS = 3
+LARGEST_FACTOR = 4
+
+
+class DctBuffers(NamedTuple):
+    """Working memory of the reading of one image after the other, owned by one thread; `open_dct` fills it."""
+
+    content: Any  # uint8 (n,): what zstd makes of the sample
+    together: Any  # int64 (4,), see coefficient_code.BLOCKS
+    geometry: Any  # int64 (3, 13), a row for each component, see coefficient_code.ROWS
+    quantisation: Any  # uint16 (3, 64), in natural order
+    index: Any  # int64 (n, 3), see coefficient_code.index_rows
+
+
+@jit
+def new_buffers(largest_content, largest_rows):
+    """Buffers for images whose `content_size` is up to so many bytes, with up to so many rows of blocks a component."""
+    return DctBuffers(
+        np.empty(largest_content + PADDING, np.uint8),
+        np.empty(4, np.int64),
+        np.empty((MOST_COMPONENTS, 13), np.int64),
+        np.empty((MOST_COMPONENTS, 64), np.uint16),
+        np.empty((MOST_COMPONENTS * (largest_rows + 1), 3), np.int64),
+    )
+
+
+@jit
+def _number(data, at, size):
+    """An unsigned number of `size` bytes, little-endian."""
+    number = np.int64(0)
+    for k in range(size):
+        number |= np.int64(data[at + k]) << (8 * k)
+    return number
+
+
+@jit
+def _fixed_size(blocks, rows, components):
+    """Bytes of a content before the codes: tables, numbers of codes, differences, numbers of escapes."""
+    return 128 * components + 3 * blocks + 2 * rows
+
+
+@jit
+def _check_header(data):
+    """Whether a sample begins with a header; and height, width, number of components."""
+    if data.size < HEADER or not (data[0] == 68 and data[1] == 67 and data[2] == 84 and data[3] == 1):
+        return False, 0, 0, 0
+    height, width, components = _number(data, 4, 2), _number(data, 6, 2), _number(data, 8, 1)
+    return height > 0 and width > 0 and (components == 1 or components == 3), height, width, components
+
+
+@jit
+def content_size(data):
+    """How large the content of a sample is, bytes, by its header: at most 10 for each pixel; 0: it makes no sense."""
+    sound, height, width, components = _check_header(data)
+    if not sound:
+        return 0
+    most = components * ((height + 7) // 8) * ((width + 7) // 8)  # blocks
+    codes = _number(data, 12, 4) + _number(data, 16, 4) + _number(data, 20, 4)
+    escapes = _number(data, 24, 4) + _number(data, 28, 4) + _number(data, 32, 4)
+    if codes > MOST_CODES * most or escapes > codes:
+        return 0
+    return _fixed_size(most, components * ((height + 7) // 8), components) + codes + 2 * escapes
+
+
+@jit
+def _read_geometry(data, height, width, buffers):
+    """Fill `together` and `geometry` from a header. Return the bytes of the content; 0: it makes no sense."""
+    together, components = buffers.together, _number(data, 8, 1)
+    most_h = most_v = blocks = rows = codes = escapes = 0
+    for component in range(components):
+        part, factors = buffers.geometry[component], _number(data, 9 + component, 1)
+        part[H], part[V] = factors >> 4, factors & 15
+        if not (1 <= part[H] <= LARGEST_FACTOR and 1 <= part[V] <= LARGEST_FACTOR):
+            return 0
+        most_h, most_v = max(most_h, part[H]), max(most_v, part[V])
+    for component in range(components):
+        part = buffers.geometry[component]
+        if most_h % part[H] != 0 or most_v % part[V] != 0:
+            return 0
+        part[ROWS] = (height * part[V] + 8 * most_v - 1) // (8 * most_v)
+        part[COLUMNS] = (width * part[H] + 8 * most_h - 1) // (8 * most_h)
+        part[FIRST_BLOCK], part[FIRST_INDEX] = blocks, rows + component
+        part[N_CODES], part[N_ESCAPES] = _number(data, 12 + 4 * component, 4), _number(data, 24 + 4 * component, 4)
+        if part[N_CODES] > MOST_CODES * part[ROWS] * part[COLUMNS] or part[N_ESCAPES] > part[N_CODES]:
+            return 0
+        blocks += part[ROWS] * part[COLUMNS]
+        rows += part[ROWS]
+    together[BLOCKS], together[ALL_ROWS], together[COMPONENTS] = blocks, rows, components
+    fixed = _fixed_size(blocks, rows, components)
+    for component in range(components):
+        part = buffers.geometry[component]
+        part[COUNTS] = 128 * components + part[FIRST_BLOCK]
+        part[DIFFERENCES] = part[COUNTS] + blocks
+        part[ROW_ESCAPES] = 128 * components + 3 * blocks + part[FIRST_INDEX] - component
+        part[CODES] = fixed + codes
+        codes += part[N_CODES]
+    for component in range(components):
+        part = buffers.geometry[component]
+        part[ESCAPES] = fixed + codes + escapes
+        escapes += part[N_ESCAPES]
+    together[ALL_ESCAPES] = escapes
+    return fixed + codes + 2 * escapes
+
+
+@jit
+def open_dct(context, data, height, width, buffers):
+    """Decompress a sample, and find where in its content what is.
+
+    Args:
+        context: from `new_context`, of one thread.
+        data: uint8 (n,), the sample.
+        height, width: the size that it must have, px.
+        buffers: from `new_buffers`, filled.
+
+    Returns:
+        OK, or what is wrong: BAD_DCT, OTHER_SIZE; the buffers' content then is anything.
+    """
+    sound, own_height, own_width, components = _check_header(data)
+    if not sound:
+        return BAD_DCT
+    if own_height != height or own_width != width:
+        return OTHER_SIZE
+    size = _read_geometry(data, height, width, buffers)
+    content = buffers.content
+    if size == 0 or size + PADDING > content.size:
+        return BAD_DCT
+    source, target = data.ctypes.data + HEADER, content.ctypes.data
+    if decompress(context, target, size, source, data.size - HEADER) != size:
+        return BAD_DCT
+    for k in range(size, size + PADDING):
+        content[k] = 0
+    for component in range(components):
+        for k in range(64):
+            at = 64 * component + k
+            buffers.quantisation[component, k] = np.int64(content[at]) | np.int64(content[at + 64 * components]) << 8
+        if not index_rows(content, buffers.geometry[component], buffers.together, buffers.index):
+            return BAD_DCT
+    return OK
+
+
+@jit
+def decode_blocks(buffers, component, row, first_column, columns, coefficients, place, last, last_place):
+    """`coefficient_code.decode_row` of the image that `open_dct` has opened: OK, or BAD_DCT."""
+    part = buffers.geometry[component]
+    sound = decode_row(
+        buffers.content,
+        part,
+        buffers.together,
+        buffers.index,
+        row,
+        first_column,
+        columns,
+        coefficients,
+        place,
+        last,
+        last_place,
+    )
+    return OK if sound else BAD_DCT
+
+
+@jit
+def decode_codes(buffers, coefficients, last):
+    """All blocks of the image that `open_dct` has opened, component after component: OK, or BAD_DCT.
+
+    Args:
+        coefficients: int16 (at least 64 * blocks,), filled as `coefficient_code.decode_row` does.
+        last: uint8 (at least blocks,), filled.
+    """
+    for component in range(buffers.together[COMPONENTS]):
+        part = buffers.geometry[component]
+        for row in range(part[ROWS]):
+            block = part[FIRST_BLOCK] + row * part[COLUMNS]
+            code = decode_blocks(buffers, component, row, 0, part[COLUMNS], coefficients, 64 * block, last, block)
+            if code != OK:
+                return code
+    return OK

@@ -1,0 +1,197 @@
+"""Quantised DCT coefficients as a byte code: one byte for a run of zeros and the coefficient that ends it.
+
+A JPEG's Huffman codes are decoded bit after bit. These bytes are decoded by table look-ups, several at a time in the
+processor, and zstd, which compresses them, has the entropy coding done by then. The layout is in docs/dct.md.
+
+A component's blocks are independent: for each, `counts` has the number of its codes. So rows and columns of blocks that
+nobody needs are skipped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import jit
+
+ZIGZAG = np.array(
+    [
+        [0, 1, 8, 16, 9, 2, 3, 10],
+        [17, 24, 32, 25, 18, 11, 4, 5],
+        [12, 19, 26, 33, 40, 48, 41, 34],
+        [27, 20, 13, 6, 7, 14, 21, 28],
+        [35, 42, 49, 56, 57, 50, 43, 36],
+        [29, 22, 15, 23, 30, 37, 44, 51],
+        [58, 59, 52, 45, 38, 31, 39, 46],
+        [53, 60, 61, 54, 47, 55, 62, 63],
+    ],
+    np.uint8,
+).ravel()
+"""Where in a block, row by row, the coefficients are that JPEG has in this order."""
+
+LARGEST = (78, 16, 6, 5, 3, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
+"""The largest magnitude that has a code, for runs of 0, 1, ... zeros: the commonest 254 of 160 ImageNet photos."""
+
+FIRST_ESCAPE = 2 * sum(LARGEST)
+"""For what has no code: this, or if it is negative the next one. The 16 bits of an escape are run << 10 | magnitude."""
+
+MOST_CODES = 63
+"""Of a block."""
+
+LARGEST_MAGNITUDE = 1023
+"""Of a coefficient that is not the first of its block."""
+
+ROWS, COLUMNS, COUNTS, DIFFERENCES, CODES, ESCAPES, ROW_ESCAPES, FIRST_INDEX, N_CODES, N_ESCAPES, FIRST_BLOCK, H, V = (
+    range(13)
+)
+"""What is known of a component: size in blocks; where in the content its numbers of codes, the differences of first
+coefficients, codes, escapes and the numbers of escapes of each row begin; its first row in the index; number of codes
+and escapes; how many blocks the components before it have; sampling factors."""
+
+BLOCKS, ALL_ROWS, ALL_ESCAPES, COMPONENTS = range(4)
+"""What is known of all components together: blocks, rows of blocks, escapes, how many they are. A number of 16 bits is
+in two places of the content: all low bytes, then all high bytes."""
+
+CODES_AT, ESCAPES_AT, LEVEL = range(3)
+"""Columns of the index: of a row of blocks the number of its first code, of its first escape, and the first coefficient
+of its first block."""
+
+
+def _meanings() -> np.ndarray:
+    """Of each code: value << 16 | run + 1, int32 (256,)."""
+    values = [
+        (sign * magnitude) << 16 | (run + 1)
+        for run, largest in enumerate(LARGEST)
+        for magnitude in range(1, largest + 1)
+        for sign in (1, -1)
+    ]
+    return np.array([*values, *[0] * (256 - len(values))], np.int32)
+
+
+MEANING = _meanings()
+
+
+def _first_codes() -> np.ndarray:
+    """Of each run: its first code, and the largest magnitude that has one, int64 (64, 2)."""
+    table = np.zeros((64, 2), np.int64)
+    table[: len(LARGEST), 0] = 2 * (np.cumsum(LARGEST) - LARGEST)
+    table[: len(LARGEST), 1] = LARGEST
+    return table
+
+
+FIRST_CODES = _first_codes()
+
+
+@jit
+def code_of(run, value):
+    """The code of a coefficient after `run` zeros: 0 to 253, or FIRST_ESCAPE and the next one."""
+    magnitude = abs(value)
+    negative = 1 if value < 0 else 0
+    if magnitude > FIRST_CODES[run, 1]:
+        return FIRST_ESCAPE + negative
+    return FIRST_CODES[run, 0] + 2 * (magnitude - 1) + negative
+
+
+@jit
+def _signed(number):
+    """0, -1, 1, -2, ... of 0, 1, 2, 3, ..."""
+    return (number >> 1) ^ -(number & 1)
+
+
+@jit
+def _pair(content, low, high):
+    """The number of 16 bits whose bytes are at these offsets."""
+    return np.int64(content[low]) | np.int64(content[high]) << 8
+
+
+@jit
+def _wrapped(value):
+    """As int16 has it."""
+    return ((value + 32768) & 65535) - 32768
+
+
+@jit
+def index_rows(content, part, together, index):
+    """Find where the rows of a component begin.
+
+    Args:
+        content: uint8 (n,).
+        part, together: int64, see ROWS and BLOCKS.
+        index: int64 (n, 3), see CODES_AT: from FIRST_INDEX on, the component's rows and one more are filled.
+
+    Returns:
+        Whether the numbers agree.
+    """
+    code = escape = level = 0
+    for row in range(part[ROWS]):
+        first, at = row * part[COLUMNS], part[FIRST_INDEX] + row
+        low = part[DIFFERENCES] + first
+        level = _wrapped(level + _signed(_pair(content, low, low + together[BLOCKS])))
+        index[at, CODES_AT], index[at, ESCAPES_AT], index[at, LEVEL] = code, escape, level
+        for block in range(part[COUNTS] + first, part[COUNTS] + first + part[COLUMNS]):
+            count = np.int64(content[block])
+            if count > MOST_CODES:
+                return False
+            code += count
+        escape += _pair(content, part[ROW_ESCAPES] + row, part[ROW_ESCAPES] + row + together[ALL_ROWS])
+    at = part[FIRST_INDEX] + part[ROWS]
+    index[at, CODES_AT], index[at, ESCAPES_AT], index[at, LEVEL] = code, escape, 0
+    return code == part[N_CODES] and escape == part[N_ESCAPES]
+
+
+@jit
+def decode_row(content, part, together, index, row, first_column, columns, coefficients, place, last, last_place):
+    """Decode some neighbouring blocks of one row of blocks.
+
+    Args:
+        content: uint8 (n,), with at least 4 bytes after the codes.
+        part, together, index: of the component, as `index_rows` has them, which has returned True.
+        row: of blocks; first_column, columns: which of its blocks.
+        coefficients: int16; 64 for each block from `place` on are filled: in natural order, not dequantised.
+        last: uint8; for each block from `last_place` on: where in ZIGZAG its last coefficient is that is not 0.
+
+    Returns:
+        Whether the codes make sense. Whatever they are, nothing is written but those blocks.
+    """
+    first, at = row * part[COLUMNS], part[FIRST_INDEX] + row
+    code, escape, level = index[at, CODES_AT] + part[CODES], index[at, ESCAPES_AT], index[at, LEVEL]
+    escape_end, high, escape_high = index[at + 1, ESCAPES_AT], together[BLOCKS], together[ALL_ESCAPES]
+    for block in range(first, first + first_column):
+        if block > first:
+            level += _signed(_pair(content, part[DIFFERENCES] + block, part[DIFFERENCES] + block + high))
+        count = np.int64(content[part[COUNTS] + block])
+        for skipped in range(code, code + count):
+            escape += content[skipped] >= FIRST_ESCAPE
+        code += count
+    sound = True
+    for column in range(columns):
+        block = first + first_column + column
+        target = coefficients[place + 64 * column : place + 64 * column + 64]
+        for position in range(64):
+            target[position] = 0
+        count = np.int64(content[part[COUNTS] + block])
+        codes = content[code : code + count + 4]
+        position = 0
+        # Four at a time, up to three beyond the block's: they go where the first coefficient will be. A loop of `count`
+        # ends unforeseen in each block, which costs the processor as much as ten codes.
+        for four in range(0, count, 4):
+            for number in range(four, four + 4):
+                valid = number < count
+                found = np.int64(codes[number])
+                meaning = np.int64(MEANING[found])
+                if found >= FIRST_ESCAPE and valid:
+                    meaning = 0
+                    if escape < escape_end:
+                        bits = _pair(content, part[ESCAPES] + escape, part[ESCAPES] + escape + escape_high)
+                        meaning = ((bits & 1023) * (1 - 2 * (found & 1))) << 16 | ((bits >> 10) + 1)
+                    escape += 1
+                position += (meaning & 127) if valid else 0
+                target[ZIGZAG[position & 63] if valid else 0] = meaning >> 16
+        code += count
+        if block > first:
+            level += _signed(_pair(content, part[DIFFERENCES] + block, part[DIFFERENCES] + block + high))
+        target[0] = _wrapped(level)
+        last[last_place + column] = min(position, 63)
+        sound &= position < 64
+    if first_column + columns == part[COLUMNS]:
+        sound &= escape == escape_end
+    return sound and escape <= escape_end

@@ -1,0 +1,358 @@
+"""The entropy coding of baseline JPEG (ITU-T T.81): to the byte code of `coefficient_code`, and from coefficients.
+
+For conversion. What is sound, libjpeg-turbo has said before: what makes no sense here is given up, not repaired.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, ZIGZAG, code_of
+from .jit import jit
+
+FAST_BITS = 12
+"""A code and the bits of its coefficient, where they are no longer together, are looked up."""
+
+H, V, ROWS, COLUMNS, BLOCKS_BEFORE, DC_TABLE, AC_TABLE = range(7)
+"""Columns of a frame, a row for each component: sampling factors, size in blocks, blocks of the components before it,
+numbers of its tables."""
+
+_END_OF_BLOCK, _ZEROS = 0x00, 0xF0
+
+
+@jit
+def prepare_table(counts, limits, offsets):
+    """Prepare a Huffman table for `_decode`.
+
+    Args:
+        counts: uint8 (16,), of codes of 1 to 16 bits.
+        limits, offsets: int64 (17,), filled.
+    """
+    code = first = 0
+    for length in range(1, 17):
+        count = np.int64(counts[length - 1])
+        offsets[length] = first - code
+        code += count
+        first += count
+        limits[length] = code << (16 - length)
+        code <<= 1
+
+
+@jit
+def prepare_fast_table(counts, values, fast):
+    """Fill `fast`, int32 (1 << FAST_BITS,), by the next bits: bits used | code << 8 | (run + 1) << 16.
+
+    A run + 1 of 0 is the end of a block; all of it 0: it takes more bits, or has no code in `coefficient_code`.
+    """
+    for k in range(fast.size):
+        fast[k] = 0
+    code = number = 0
+    for length in range(1, FAST_BITS + 1):
+        for _ in range(counts[length - 1]):
+            run, size = np.int64(values[number]) >> 4, np.int64(values[number]) & 15
+            number += 1
+            spare = FAST_BITS - length - size
+            if values[number - 1] == _END_OF_BLOCK:
+                for k in range(code << spare, (code + 1) << spare):
+                    fast[k] = length
+            elif size > 0 and spare >= 0:
+                for bits in range(1 << size):
+                    found = code_of(run, _value(bits, size))
+                    if found < FIRST_ESCAPE:
+                        begin = (code << size | bits) << spare
+                        for k in range(begin, begin + (1 << spare)):
+                            fast[k] = (length + size) | found << 8 | (run + 1) << 16
+            code += 1
+        code <<= 1
+
+
+@jit
+def _value(bits, size):
+    """The number that the `size` bits after a code stand for."""
+    return bits if bits >> (size - 1) else bits - (1 << size) + 1
+
+
+@jit
+def _refilled(scan, position, buffer, bits):
+    """The buffer, its first `bits` bits known, with at least 56."""
+    word = np.uint64(0)
+    for k in range(8):  # one load for LLVM
+        word |= np.uint64(scan[position + k]) << np.uint64(56 - 8 * k)
+    return buffer | (word >> np.uint64(bits))
+
+
+@jit
+def _decode(buffer, limits, offsets, values):
+    """Length and value of the code that a buffer begins with; length 0: of none."""
+    code = np.int64(buffer >> np.uint64(48))
+    for length in range(1, 17):
+        if code < limits[length]:
+            return length, np.int64(values[(offsets[length] + (code >> (16 - length))) & 255])
+    return 0, 0
+
+
+@jit
+def unstuff(data, start, scan, segments):
+    """Copy the entropy-coded data that begin at `start` without the zeros after 0xFF and without restart markers.
+
+    Args:
+        data: uint8 (n,), the file.
+        scan: uint8, filled, with 16 zeros after each segment.
+        segments: int64 (m,), filled: where each segment between restart markers begins, and where the last one ends.
+
+    Returns:
+        number of segments; 0: there are more than there is room for.
+    """
+    at = count = 0
+    k = start
+    segments[0] = 0
+    while k + 1 < data.size:
+        byte = data[k]
+        k += 1
+        if byte != 0xFF:
+            scan[at] = byte
+            at += 1
+            continue
+        while k < data.size and data[k] == 0xFF:  # fill bytes
+            k += 1
+        marker = data[k] if k < data.size else 0xD9
+        k += 1
+        if marker == 0:
+            scan[at] = 0xFF
+            at += 1
+            continue
+        for zero in range(at, at + 16):
+            scan[zero] = 0
+        at += 16
+        count += 1
+        if count == segments.size:
+            return 0
+        segments[count] = at
+        if not 0xD0 <= marker <= 0xD7:
+            break
+    else:
+        for zero in range(at, at + 16):
+            scan[zero] = 0
+        count += 1
+        segments[count if count < segments.size else 0] = at + 16
+    return count
+
+
+@jit
+def read_scan(
+    scan,
+    segments,
+    interval,
+    mcu_rows,
+    mcu_columns,
+    frame,
+    limits,
+    offsets,
+    values,
+    fast,
+    cursors,
+    strip_codes,
+    strip_escapes,
+    counts,
+    levels,
+    codes,
+    escapes,
+    row_escapes,
+    totals,
+):
+    """Turn the one scan of a baseline JPEG into byte code. Blocks that only pad it are left out.
+
+    Args:
+        scan, segments: from `unstuff`, with room for 512 bytes more; interval: MCUs between restart markers.
+        mcu_rows, mcu_columns: number of MCUs.
+        frame: int64 (components, 7), see H.
+        limits, offsets, values: int64 (8, 17), int64 (8, 17), uint8 (8, 256), of `prepare_table`.
+        fast: int32 (8, 1 << FAST_BITS), of `prepare_fast_table`.
+        cursors: int64 (4, 3 * 4), working memory; as are
+        strip_codes, strip_escapes: uint8, uint16 (3 * 4, n), with room for a row of blocks.
+        counts: uint8 (blocks,), filled: number of codes of each block.
+        levels: int16 (blocks,), filled: first coefficient of each block.
+        codes, escapes: uint8, uint16 (components, n), filled.
+        row_escapes: int64 (components, rows), filled.
+        totals: int64 (components, 2), filled: number of codes and of escapes.
+
+    Returns:
+        Whether it was read: it may be damaged, or have numbers that the byte code cannot say.
+    """
+    components = len(frame)
+    predicted = cursors[2]
+    segment, left = 0, interval
+    position, bits, buffer = segments[0], np.int64(0), np.uint64(0)
+    for component in range(components):
+        totals[component, 0] = totals[component, 1] = predicted[component] = 0
+    for mcu_row in range(mcu_rows):
+        for strip in range(12):
+            cursors[0, strip] = cursors[1, strip] = 0
+        for mcu_column in range(mcu_columns):
+            if left == 0:
+                if 8 * position - bits > 8 * (segments[segment + 1] - 16):
+                    return False
+                segment += 1
+                left = interval
+                position, bits, buffer = segments[segment], np.int64(0), np.uint64(0)
+                for component in range(components):
+                    predicted[component] = 0
+            left -= 1
+            for component in range(components):
+                rows, columns = frame[component, ROWS], frame[component, COLUMNS]
+                dc, ac = frame[component, DC_TABLE], frame[component, AC_TABLE]
+                for y in range(frame[component, V]):
+                    row, strip = mcu_row * frame[component, V] + y, 4 * component + y
+                    for x in range(frame[component, H]):
+                        column = mcu_column * frame[component, H] + x
+                        if position > segments[segment + 1]:
+                            return False
+                        buffer = _refilled(scan, position, buffer, bits)
+                        position += (63 - bits) >> 3
+                        bits |= 56
+                        length, size = _decode(buffer, limits[dc], offsets[dc], values[dc])
+                        if length == 0 or size > 15:
+                            return False
+                        buffer <<= np.uint64(length)
+                        if size > 0:
+                            predicted[component] += _value(np.int64(buffer >> np.uint64(64 - size)), size)
+                        buffer <<= np.uint64(size)
+                        bits -= length + size
+                        code, escape = cursors[0, strip], cursors[1, strip]
+                        count = k = 0
+                        while k < 63:
+                            buffer = _refilled(scan, position, buffer, bits)
+                            position += (63 - bits) >> 3
+                            bits |= 56
+                            entry = np.int64(fast[ac, np.int64(buffer >> np.uint64(64 - FAST_BITS))])
+                            if entry != 0:
+                                used, run = entry & 255, entry >> 16
+                                buffer <<= np.uint64(used)
+                                bits -= used
+                                if run == 0:
+                                    break
+                                k += run
+                                if k > 63:
+                                    return False
+                                strip_codes[strip, code + count] = entry >> 8 & 255
+                                count += 1
+                                continue
+                            run = size = 0
+                            while True:
+                                length, symbol = _decode(buffer, limits[ac], offsets[ac], values[ac])
+                                if length == 0:
+                                    return False
+                                buffer <<= np.uint64(length)
+                                bits -= length
+                                run, size = run + (symbol >> 4), symbol & 15
+                                if symbol != _ZEROS:
+                                    break
+                                run += 1
+                                buffer = _refilled(scan, position, buffer, bits)
+                                position += (63 - bits) >> 3
+                                bits |= 56
+                            if size == 0:  # the end of the block
+                                break
+                            value = _value(np.int64(buffer >> np.uint64(64 - size)), size)
+                            buffer <<= np.uint64(size)
+                            bits -= size
+                            k += run + 1
+                            if k > 63 or abs(value) > LARGEST_MAGNITUDE:
+                                return False
+                            found = code_of(run, value)
+                            strip_codes[strip, code + count] = found
+                            count += 1
+                            if found >= FIRST_ESCAPE:
+                                strip_escapes[strip, escape] = run << 10 | abs(value)
+                                escape += 1
+                        if row < rows and column < columns:
+                            if not -32768 <= predicted[component] < 32768:
+                                return False
+                            block = frame[component, BLOCKS_BEFORE] + row * columns + column
+                            counts[block], levels[block] = count, predicted[component]
+                            cursors[0, strip], cursors[1, strip] = code + count, escape
+        for component in range(components):
+            for y in range(frame[component, V]):
+                row, strip = mcu_row * frame[component, V] + y, 4 * component + y
+                if row < frame[component, ROWS]:
+                    code, escape = totals[component]
+                    for k in range(cursors[0, strip]):
+                        codes[component, code + k] = strip_codes[strip, k]
+                    for k in range(cursors[1, strip]):
+                        escapes[component, escape + k] = strip_escapes[strip, k]
+                    row_escapes[component, row] = cursors[1, strip]
+                    totals[component, 0] += cursors[0, strip]
+                    totals[component, 1] += cursors[1, strip]
+    return 8 * position - bits <= 8 * (segments[segment + 1] - 16)
+
+
+@jit
+def write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, predicted, out):
+    """Write the one scan of a baseline JPEG. Blocks that pad it repeat the first coefficient of the one before.
+
+    Args:
+        coefficients: int16 (blocks, 64), in natural order, component after component, row after row.
+        mcu_rows, mcu_columns, frame: as `read_scan` has them.
+        codes, lengths: int64 (8, 256): of the values of each table.
+        predicted: int64 (3,), working memory.
+        out: uint8, filled, with the zeros after 0xFF.
+
+    Returns:
+        how many bytes.
+    """
+    buffer = bits = at = 0
+    for component in range(len(frame)):
+        predicted[component] = 0
+    for mcu in range(mcu_rows * mcu_columns):
+        for component in range(len(frame)):
+            rows, columns = frame[component, ROWS], frame[component, COLUMNS]
+            dc, ac = frame[component, DC_TABLE], frame[component, AC_TABLE]
+            for part in range(frame[component, V] * frame[component, H]):
+                row = mcu // mcu_columns * frame[component, V] + part // frame[component, H]
+                column = mcu % mcu_columns * frame[component, H] + part % frame[component, H]
+                inside = row < rows and column < columns
+                block = frame[component, BLOCKS_BEFORE] + row * columns + column if inside else 0
+                level = np.int64(coefficients[block, 0]) if inside else predicted[component]
+                value = level - predicted[component]
+                predicted[component] = level
+                buffer, bits, at = _put(codes[dc], lengths[dc], 0, value, buffer, bits, out, at)
+                run = 0
+                for k in range(1, 64):
+                    value = np.int64(coefficients[block, ZIGZAG[k]]) if inside else 0
+                    if value == 0:
+                        run += 1
+                        continue
+                    while run > 15:
+                        buffer, bits, at = _put(codes[ac], lengths[ac], 15, 0, buffer, bits, out, at)
+                        run -= 16
+                    buffer, bits, at = _put(codes[ac], lengths[ac], run, value, buffer, bits, out, at)
+                    run = 0
+                if run > 0:
+                    buffer, bits, at = _put(codes[ac], lengths[ac], 0, 0, buffer, bits, out, at)
+    return _flush(buffer << 7 | 127, bits + 7, out, at)[1]
+
+
+@jit
+def _put(codes, lengths, run, value, buffer, bits, out, at):
+    """Write a run and the value after it, as `_flush` does."""
+    size = 0
+    while abs(value) >> size:
+        size += 1
+    symbol = run << 4 | size
+    low = value if value >= 0 else value + (1 << size) - 1
+    buffer = (buffer << lengths[symbol] | codes[symbol]) << size | low
+    bits, at = _flush(buffer, bits + lengths[symbol] + size, out, at)
+    return buffer & ((1 << bits) - 1), bits, at
+
+
+@jit
+def _flush(buffer, bits, out, at):
+    """Write the whole bytes of the last `bits` bits; how many bits are left, and where the next byte goes."""
+    while bits >= 8:
+        bits -= 8
+        out[at] = buffer >> bits & 255
+        at += 1
+        if out[at - 1] == 0xFF:
+            out[at] = 0
+            at += 1
+    return bits, at

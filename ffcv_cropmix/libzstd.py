@@ -1,0 +1,43 @@
+"""Zstandard's decompression, from Python and from compiled code.
+
+The package backports.zstd has the library in its extension module: it is called through that, so nothing is compiled or
+installed besides. Where that has none, the system's is taken.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any
+
+from .errors import DataError
+
+
+def _open() -> ctypes.CDLL:
+    package = find_spec("backports.zstd") if find_spec("backports") else None
+    extension = PathFinder.find_spec("_zstd", package.submodule_search_locations) if package else None
+    for path in (extension.origin if extension else None, "libzstd.so.1"):
+        try:
+            library = ctypes.CDLL(path or "")
+            library["ZSTD_decompressDCtx"]
+        except (OSError, AttributeError):
+            continue
+        return library
+    raise DataError("Zstandard's library is missing: pip install backports.zstd, or install libzstd (Debian: libzstd1)")
+
+
+_library = _open()
+_ADDRESS, _SIZE = ctypes.c_int64, ctypes.c_uint64
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    function = _library[name]
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+new_context = _function("ZSTD_createDCtx", _ADDRESS)
+destroy_context = _function("ZSTD_freeDCtx", _ADDRESS, _ADDRESS)
+decompress = _function("ZSTD_decompressDCtx", _ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _SIZE)
+"""(context, target, its size, source, its size) -> bytes, or a negative number: damaged, its checksum differs, ..."""
