@@ -42,8 +42,6 @@ OK, BAD_DCT, OTHER_SIZE = 0, 20, 21
 MAGIC = b"DCT\1"
 HEADER = 36
 """Bytes of the header."""
-PADDING = 16
-"""Bytes after the content: some are read, and make no difference."""
 MOST_COMPONENTS = 3
 LARGEST_FACTOR = 4
 
@@ -62,7 +60,7 @@ class DctBuffers(NamedTuple):
 def new_buffers(largest_content, largest_rows):
     """Buffers for images whose `content_size` is up to so many bytes, with up to so many rows of blocks a component."""
     return DctBuffers(
-        np.empty(largest_content + PADDING, np.uint8),
+        np.empty(largest_content, np.uint8),
         np.empty(4, np.int64),
         np.empty((MOST_COMPONENTS, 13), np.int64),
         np.empty((MOST_COMPONENTS, 64), np.uint16),
@@ -168,13 +166,11 @@ def open_dct(context, data, height, width, buffers):
         return OTHER_SIZE
     size = _read_geometry(data, height, width, buffers)
     content = buffers.content
-    if size == 0 or size + PADDING > content.size:
+    if size == 0 or size > content.size:
         return BAD_DCT
     source, target = data.ctypes.data + HEADER, content.ctypes.data
     if decompress(context, target, size, source, data.size - HEADER) != size:
         return BAD_DCT
-    for k in range(size, size + PADDING):
-        content[k] = 0
     for component in range(components):
         for k in range(64):
             at = 64 * component + k

@@ -75,9 +75,10 @@ def _value(bits, size):
 @jit
 def _refilled(scan, position, buffer, bits):
     """The buffer, its first `bits` bits known, with at least 56."""
+    at = position & 0xFFFFFFFFFFFF  # so that LLVM knows that it is not negative, and makes one load
     word = np.uint64(0)
-    for k in range(8):  # one load for LLVM
-        word |= np.uint64(scan[position + k]) << np.uint64(56 - 8 * k)
+    for k in range(8):
+        word |= np.uint64(scan[at + k]) << np.uint64(56 - 8 * k)
     return buffer | (word >> np.uint64(bits))
 
 
