@@ -185,8 +185,7 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         counts = np.frombuffer(table[:16], np.uint8)
         values[number, : len(table) - 16] = np.frombuffer(table[16:], np.uint8)
         _prepare_table(counts, limits[number], offsets[number])
-        if number >= 4:
-            _prepare_fast_table(counts, values[number], fast[number])
+        _prepare_fast_table(counts, values[number], number >= 4, fast[number])
 
     mcus = mcu_rows * mcu_columns
     segments = np.empty(2 + (mcus - 1) // (markers.interval or mcus), np.int64)
@@ -194,7 +193,7 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
     if _unstuff(np.frombuffer(data, np.uint8), markers.scan, scan, segments) != len(segments) - 1:
         return None
     each = frame[:, huffman.ROWS] * frame[:, huffman.COLUMNS]
-    room, strip = (len(parts), MOST_CODES * int(each.max())), (12, MOST_CODES * int(frame[:, huffman.COLUMNS].max()))
+    room, strip = (len(parts), MOST_CODES * int(each.max())), 12 * MOST_CODES * int(frame[:, huffman.COLUMNS].max())
     counts, levels = np.empty(each.sum(), np.uint8), np.empty(each.sum(), np.int16)
     codes, escapes = np.empty(room, np.uint8), np.empty(room, np.uint16)
     row_escapes, totals = np.empty((3, int(frame[:, huffman.ROWS].max())), np.int64), np.empty((3, 2), np.int64)
@@ -208,7 +207,7 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         limits,
         offsets,
         values,
-        fast,
+        fast.ravel(),
         np.empty((3, 12), np.int64),
         np.empty(strip, np.uint8),
         np.empty(strip, np.uint16),

@@ -56,7 +56,7 @@ CODES_AT, ESCAPES_AT, LEVEL = range(3)
 of its first block."""
 
 
-_NOT_NEGATIVE = 2**62 - 1
+NOT_NEGATIVE = 2**62 - 1
 """A mask that changes no offset, but tells the compiler that it need not look for negative ones: 2 times as fast."""
 
 
@@ -174,11 +174,11 @@ def decode_row(content, part, together, index, row, first_column, columns, coeff
         code += count
     furthest = 0
     for column in range(columns):
-        block, target = first + first_column + column, (place + 64 * column) & _NOT_NEGATIVE
+        block, target = first + first_column + column, (place + 64 * column) & NOT_NEGATIVE
         for k in range(64):
             coefficients[target + k] = 0
         count = np.int64(content[counts + block])
-        code &= _NOT_NEGATIVE
+        code &= NOT_NEGATIVE
         position = 0
         for number in range(count):
             found = content[code + number]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, ZIGZAG, code_of
+from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIGZAG, code_of
 from .jit import jit
 
 FAST_BITS = 12
@@ -22,7 +22,7 @@ _END_OF_BLOCK, _ZEROS = 0x00, 0xF0
 
 @jit
 def prepare_table(counts, limits, offsets):
-    """Prepare a Huffman table for `_decode`.
+    """Prepare a Huffman table for `_find`.
 
     Args:
         counts: uint8 (16,), of codes of 1 to 16 bits.
@@ -39,23 +39,28 @@ def prepare_table(counts, limits, offsets):
 
 
 @jit
-def prepare_fast_table(counts, values, fast):
-    """Fill `fast`, int32 (1 << FAST_BITS,), by the next bits: bits used | code << 8 | (run + 1) << 16.
+def prepare_fast_table(counts, values, coefficients, fast):
+    """Fill `fast`, int32 (1 << FAST_BITS,), by the next bits; counts and values as JPEG has them.
 
-    A run + 1 of 0 is the end of a block; all of it 0: it takes more bits, or has no code in `coefficient_code`.
+    A code is -(its value << 8 | its bits). With the bits of its coefficient, where both fit and `coefficient_code` has a
+    code for that: bits | that code << 8 | (run + 1) << 16; the end of a block: its bits. 0: the code is longer.
+
+    coefficients: whether that is wanted; else all are codes alone.
     """
     for k in range(fast.size):
         fast[k] = 0
     code = number = 0
     for length in range(1, FAST_BITS + 1):
         for _ in range(counts[length - 1]):
-            run, size = np.int64(values[number]) >> 4, np.int64(values[number]) & 15
-            number += 1
+            value = np.int64(values[number])
+            run, size = value >> 4, value & 15
+            for k in range(code << (FAST_BITS - length), (code + 1) << (FAST_BITS - length)):
+                fast[k] = -(value << 8 | length)
             spare = FAST_BITS - length - size
-            if values[number - 1] == _END_OF_BLOCK:
+            if coefficients and value == _END_OF_BLOCK:
                 for k in range(code << spare, (code + 1) << spare):
                     fast[k] = length
-            elif size > 0 and spare >= 0:
+            elif coefficients and size > 0 and spare >= 0:
                 for bits in range(1 << size):
                     found = code_of(run, _value(bits, size))
                     if found < FIRST_ESCAPE:
@@ -63,6 +68,7 @@ def prepare_fast_table(counts, values, fast):
                         for k in range(begin, begin + (1 << spare)):
                             fast[k] = (length + size) | found << 8 | (run + 1) << 16
             code += 1
+            number += 1
         code <<= 1
 
 
@@ -75,20 +81,20 @@ def _value(bits, size):
 @jit
 def _refilled(scan, position, buffer, bits):
     """The buffer, its first `bits` bits known, with at least 56."""
-    at = position & 0xFFFFFFFFFFFF  # so that LLVM knows that it is not negative, and makes one load
+    at = position & NOT_NEGATIVE
     word = np.uint64(0)
-    for k in range(8):
+    for k in range(8):  # one load for LLVM
         word |= np.uint64(scan[at + k]) << np.uint64(56 - 8 * k)
     return buffer | (word >> np.uint64(bits))
 
 
 @jit
-def _decode(buffer, limits, offsets, values):
-    """Length and value of the code that a buffer begins with; length 0: of none."""
+def _find(buffer, least, table, limits, offsets, values):
+    """Bits and value of the code that a buffer begins with, of at least so many bits; 0 bits: there is none."""
     code = np.int64(buffer >> np.uint64(48))
-    for length in range(1, 17):
-        if code < limits[length]:
-            return length, np.int64(values[(offsets[length] + (code >> (16 - length))) & 255])
+    for length in range(least, 17):
+        if code < limits[table, length]:
+            return length, np.int64(values[table, (offsets[table, length] + (code >> (16 - length))) & 255])
     return 0, 0
 
 
@@ -168,9 +174,9 @@ def read_scan(
         mcu_rows, mcu_columns: number of MCUs.
         frame: int64 (components, 7), see H.
         limits, offsets, values: int64 (8, 17), int64 (8, 17), uint8 (8, 256), of `prepare_table`.
-        fast: int32 (8, 1 << FAST_BITS), of `prepare_fast_table`.
-        cursors: int64 (4, 3 * 4), working memory; as are
-        strip_codes, strip_escapes: uint8, uint16 (3 * 4, n), with room for a row of blocks.
+        fast: int32 (8 << FAST_BITS,), of `prepare_fast_table`, a table after the other.
+        cursors: int64 (3, 12); strip_codes, strip_escapes: uint8 and uint16 (12 * n,), with room for a row of blocks in
+            n: working memory.
         counts: uint8 (blocks,), filled: number of codes of each block.
         levels: int16 (blocks,), filled: first coefficient of each block.
         codes, escapes: uint8, uint16 (components, n), filled.
@@ -180,7 +186,7 @@ def read_scan(
     Returns:
         Whether it was read: it may be damaged, or have numbers that the byte code cannot say.
     """
-    components = len(frame)
+    components, width = len(frame), strip_codes.size // 12
     predicted = cursors[2]
     segment, left = 0, interval
     position, bits, buffer = segments[0], np.int64(0), np.uint64(0)
@@ -211,7 +217,10 @@ def read_scan(
                         buffer = _refilled(scan, position, buffer, bits)
                         position += (63 - bits) >> 3
                         bits |= 56
-                        length, size = _decode(buffer, limits[dc], offsets[dc], values[dc])
+                        entry = -np.int64(fast[(dc << FAST_BITS) + np.int64(buffer >> np.uint64(64 - FAST_BITS))])
+                        length, size = entry & 255, entry >> 8
+                        if length == 0:
+                            length, size = _find(buffer, FAST_BITS + 1, dc, limits, offsets, values)
                         if length == 0 or size > 15:
                             return False
                         buffer <<= np.uint64(length)
@@ -220,13 +229,14 @@ def read_scan(
                         buffer <<= np.uint64(size)
                         bits -= length + size
                         code, escape = cursors[0, strip], cursors[1, strip]
+                        lookup, target = (ac << FAST_BITS) & NOT_NEGATIVE, (strip * width + code) & NOT_NEGATIVE
                         count = k = 0
                         while k < 63:
                             buffer = _refilled(scan, position, buffer, bits)
                             position += (63 - bits) >> 3
                             bits |= 56
-                            entry = np.int64(fast[ac, np.int64(buffer >> np.uint64(64 - FAST_BITS))])
-                            if entry != 0:
+                            entry = np.int64(fast[lookup + np.int64(buffer >> np.uint64(64 - FAST_BITS))])
+                            if entry > 0:
                                 used, run = entry & 255, entry >> 16
                                 buffer <<= np.uint64(used)
                                 bits -= used
@@ -235,14 +245,16 @@ def read_scan(
                                 k += run
                                 if k > 63:
                                     return False
-                                strip_codes[strip, code + count] = entry >> 8 & 255
+                                strip_codes[target + count] = entry >> 8 & 255
                                 count += 1
                                 continue
-                            run = size = 0
+                            run, least = 0, FAST_BITS + 1
                             while True:
-                                length, symbol = _decode(buffer, limits[ac], offsets[ac], values[ac])
+                                length, symbol = -entry & 255, -entry >> 8
                                 if length == 0:
-                                    return False
+                                    length, symbol = _find(buffer, least, ac, limits, offsets, values)
+                                    if length == 0:
+                                        return False
                                 buffer <<= np.uint64(length)
                                 bits -= length
                                 run, size = run + (symbol >> 4), symbol & 15
@@ -252,6 +264,7 @@ def read_scan(
                                 buffer = _refilled(scan, position, buffer, bits)
                                 position += (63 - bits) >> 3
                                 bits |= 56
+                                entry, least = 0, 1  # what is looked up has no run before it
                             if size == 0:  # the end of the block
                                 break
                             value = _value(np.int64(buffer >> np.uint64(64 - size)), size)
@@ -261,10 +274,10 @@ def read_scan(
                             if k > 63 or abs(value) > LARGEST_MAGNITUDE:
                                 return False
                             found = code_of(run, value)
-                            strip_codes[strip, code + count] = found
+                            strip_codes[target + count] = found
                             count += 1
                             if found >= FIRST_ESCAPE:
-                                strip_escapes[strip, escape] = run << 10 | abs(value)
+                                strip_escapes[strip * width + escape] = run << 10 | abs(value)
                                 escape += 1
                         if row < rows and column < columns:
                             if not -32768 <= predicted[component] < 32768:
@@ -278,9 +291,9 @@ def read_scan(
                 if row < frame[component, ROWS]:
                     code, escape = totals[component]
                     for k in range(cursors[0, strip]):
-                        codes[component, code + k] = strip_codes[strip, k]
+                        codes[component, code + k] = strip_codes[strip * width + k]
                     for k in range(cursors[1, strip]):
-                        escapes[component, escape + k] = strip_escapes[strip, k]
+                        escapes[component, escape + k] = strip_escapes[strip * width + k]
                     row_escapes[component, row] = cursors[1, strip]
                     totals[component, 0] += cursors[0, strip]
                     totals[component, 1] += cursors[1, strip]
