@@ -1,0 +1,117 @@
+"""From samples to RGB pixels: libjpeg's upsampling of colours and its conversion from YCbCr, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+
+from .idct import _I16, _I32, _LONGS, _WORDS, _interleave, _saturate, _weighted_pairs, _weave
+from .vectors import _INDEX, _U8, _compiles, _constant, _index, _load, _shuffle, _splat, _store
+
+PIXELS, GROUP = 32, 16  # at a time
+
+# ITU-R BT.601, full range (JFIF): what libjpeg adds to luma, each sum of products rounded.
+RED = 123, 44, 747  # (factor * red + offset) * second factor / 65536; 123 * 747 is 1.402
+BLUE = 91, 59, 556  # the same of blue, and blue once more: 1.772
+GREEN_OF_BLUE, GREEN_OF_RED = -11277, -23401  # in 1/32768: -0.344, -0.714
+
+
+def blend_rows(samples, near, far, near_weight, far_weight, sums, start, count):
+    """Weighted sums of two rows of a plane: near_weight * samples[near:] + far_weight * samples[far:], to sums[start:].
+
+    `count` is rounded up to groups of GROUP; what is beyond is anything. sums: uint16.
+    """
+    first, second = (samples[at : at + count].astype(np.uint16) for at in (near, far))
+    sums[start : start + count] = first * np.uint16(near_weight) + second * np.uint16(far_weight)
+
+
+def widen(sums, start, bits, before, after, samples, target, count):
+    """Make two samples of each of `count` sums: 3/4 of it and 1/4 of its neighbour before, and after it.
+
+    Args:
+        sums: uint16, from sums[start] on; sums[start - 1] and sums[start + count] are read, too.
+        bits: of the weights together, to shift by; before, after: what is added first, to round.
+        samples: uint8, to samples[target:]. `count` is rounded up to groups of GROUP; what is beyond is anything.
+    """
+    middle, left, right = (sums[start + k : start + k + count] for k in (0, -1, 1))
+    pairs = np.stack([3 * middle + left + np.uint16(before), 3 * middle + right + np.uint16(after)], axis=1)
+    samples[target : target + 2 * count] = (pairs >> bits).ravel()
+
+
+def ycbcr_to_rgb(samples, luma, blue, red, pixels, start, count):
+    """Convert `count` pixels of a row, from samples[luma:], samples[blue:], samples[red:], to RGB at pixels[start:].
+
+    `count` is rounded up to groups of PIXELS; what is beyond is anything.
+    """
+    y = samples[luma : luma + count].astype(np.int32)
+    b, r = (samples[at : at + count].astype(np.int32) - 128 for at in (blue, red))
+    of_red, of_blue = ((factor * value + add) * second >> 16 for (factor, add, second), value in ((RED, r), (BLUE, b)))
+    channels = y + of_red, y + (GREEN_OF_BLUE * b + GREEN_OF_RED * r + 2**14 >> 15), y + b + of_blue
+    pixels[start : start + 3 * count] = np.clip(np.stack(channels, axis=1), 0, 255).ravel()
+
+
+@_compiles(blend_rows)
+def _emit_blend_rows(builder, samples, near, far, near_weight, far_weight, sums, start, count):
+    sums = builder.gep(sums, [start])
+    rows = [builder.gep(samples, [at]) for at in (near, far)]
+    weights = [_splat(builder, builder.trunc(weight, _I16), GROUP) for weight in (near_weight, far_weight)]
+    with cgutils.for_range_slice(builder, _index(0), count, _index(GROUP), _INDEX) as (column, _):
+        values = [builder.zext(_load(builder, row, column, GROUP), _WORDS) for row in rows]
+        _store(builder, builder.add(*(builder.mul(*both) for both in zip(values, weights))), sums, column)
+
+
+@_compiles(widen)
+def _emit_widen(builder, sums, start, bits, before, after, samples, target, count):
+    sums, target = builder.gep(sums, [start]), builder.gep(samples, [target])
+    bits, before, after = (_splat(builder, builder.trunc(value, _I16), GROUP) for value in (bits, before, after))
+    with cgutils.for_range_slice(builder, _index(0), count, _index(GROUP), _INDEX) as (column, _):
+        left, middle, right = (_load(builder, sums, builder.add(column, _index(k)), GROUP) for k in (-1, 0, 1))
+        middle = builder.mul(middle, _constant(_WORDS, 3))
+        first, second = (
+            builder.lshr(builder.add(builder.add(middle, side), rounding), bits)
+            for side, rounding in ((left, before), (right, after))
+        )
+        both = builder.or_(first, builder.shl(second, _constant(_WORDS, 8)))
+        pairs = builder.bitcast(both, ir.VectorType(_U8, 2 * GROUP))
+        _store(builder, pairs, target, builder.mul(column, _index(2)))
+
+
+def _emit_convert(builder: Any, y: Any, b: Any, r: Any) -> list[Any]:
+    """RGB of 16 lanes of int16, not clipped."""
+
+    def moved(value: Any, shift: Any, bits: int) -> Any:
+        return builder.bitcast(shift(builder.bitcast(value, _LONGS), _constant(_LONGS, bits)), _WORDS)
+
+    def times(value: Any, factors: tuple[int, int, int]) -> Any:
+        value = builder.add(builder.mul(value, _constant(_WORDS, factors[0])), _constant(_WORDS, factors[1]))
+        wide = ir.VectorType(_I32, 16)
+        product = builder.mul(builder.sext(value, wide), _constant(wide, factors[2]))
+        return builder.trunc(builder.lshr(product, _constant(wide, 16)), _WORDS)  # vpmulhw
+
+    b, r = (builder.sub(value, _constant(_WORDS, 128)) for value in (b, r))
+    # Blue and red of even and of odd pixels as pairs of lanes: cheaper than to interleave them.
+    pairs = _weave(builder, b, moved(r, builder.shl, 16)), _weave(builder, moved(b, builder.lshr, 16), r)
+    even, odd = (
+        builder.add(_weighted_pairs(builder, pair, GREEN_OF_BLUE, GREEN_OF_RED), _constant(_LONGS, 2**14))
+        for pair in pairs
+    )
+    green = _weave(builder, moved(even, builder.lshr, 15), moved(odd, builder.shl, 1))
+    return [builder.add(y, part) for part in (times(r, RED), green, builder.add(b, times(b, BLUE)))]
+
+
+@_compiles(ycbcr_to_rgb)
+def _emit_ycbcr_to_rgb(builder, samples, luma, blue, red, pixels, start, count):
+    sources = [builder.gep(samples, [at]) for at in (luma, blue, red)]
+    pixels = builder.gep(pixels, [start])
+    zero = _constant(ir.VectorType(_U8, PIXELS), 0)
+    with cgutils.for_range_slice(builder, _index(0), count, _index(PIXELS), _INDEX) as (column, _):
+        halves = zip(*(_interleave(builder, _load(builder, source, column, PIXELS), zero) for source in sources))
+        channels = [_emit_convert(builder, *(builder.bitcast(half, _WORDS) for half in planes)) for planes in halves]
+        red, green, blue = (_saturate(builder, *both, 0, 255, _U8) for both in zip(*channels))
+        first = _shuffle(builder, red, green, list(range(2 * PIXELS)))
+        second = _shuffle(builder, blue, blue, list(range(2 * PIXELS)))
+        lanes = [channel * PIXELS + pixel for pixel in range(PIXELS) for channel in range(3)]
+        _store(builder, _shuffle(builder, first, second, lanes), pixels, builder.mul(column, _index(3)))
