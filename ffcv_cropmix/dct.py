@@ -58,7 +58,7 @@ class DctBuffers(NamedTuple):
 
 @jit
 def new_buffers(largest_content, largest_rows):
-    """Buffers for images whose `content_size` is up to so many bytes, with up to so many rows of blocks a component."""
+    """Buffers for contents of up to so many bytes (`largest_content`), and so many rows of blocks a component."""
     return DctBuffers(
         np.empty(largest_content, np.uint8),
         np.empty(4, np.int64),
@@ -93,17 +93,11 @@ def _check_header(data):
 
 
 @jit
-def content_size(data):
-    """How large the content of a sample is, bytes, by its header: at most 10 for each pixel; 0: it makes no sense."""
-    sound, height, width, components = _check_header(data)
-    if not sound:
-        return 0
-    most = components * ((height + 7) // 8) * ((width + 7) // 8)  # blocks
-    codes = _number(data, 12, 4) + _number(data, 16, 4) + _number(data, 20, 4)
-    escapes = _number(data, 24, 4) + _number(data, 28, 4) + _number(data, 32, 4)
-    if codes > MOST_CODES * most or escapes > codes:
-        return 0
-    return _fixed_size(most, components * ((height + 7) // 8), components) + codes + 2 * escapes
+def largest_content(height, width):
+    """The most bytes that the content of an image of this size can have."""
+    rows, columns = (height + 7) // 8, (width + 7) // 8
+    blocks = MOST_COMPONENTS * rows * columns
+    return _fixed_size(blocks, MOST_COMPONENTS * rows, MOST_COMPONENTS) + 3 * MOST_CODES * blocks
 
 
 @jit

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 from backports import zstd
 
-from ..dct import HEADER, MAGIC
+from .. import dct_pixels
+from ..dct import HEADER, MAGIC, OK
+from ..kernels.jit import entry
 from .jpeg import Coded, read_jpeg
+
+_new_buffers, _decode_dct = entry(dct_pixels.new_buffers), entry(dct_pixels.decode_dct)
+_destroy_context = dct_pixels.destroy_context
 
 
 @cache
@@ -70,3 +75,12 @@ def encode_dct(data: bytes, height: int, width: int, level: int) -> bytes | None
     """A sample of a sound JPEG of this size, gray or YCbCr; None: see `read_jpeg`."""
     coded = read_jpeg(data, height, width)
     return pack(coded, level) if coded else None
+
+
+def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
+    """The RGB pixels of a sample of this size, uint8 (height, width, 3), as the decoders have them; None: damaged."""
+    buffers = _new_buffers(height, width)
+    box = np.array([0, 0, height, width])
+    code, _ = _decode_dct(np.frombuffer(sample, np.uint8), height, width, box, False, buffers)
+    _destroy_context(buffers.context)
+    return buffers.pixels[: 3 * height * width].reshape(height, width, 3) if code == OK else None

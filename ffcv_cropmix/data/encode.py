@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from .. import libturbojpeg
 from .images import ImageFile, decode_rgb, orientation, read
 
-JPG, RAW = 0, 1
-_LARGEST_SIDE = {JPG: 65_500, RAW: 65_535}  # px: libjpeg's limit, that of a <u2
+JPG, RAW, DCT = 0, 1, 2
+_LARGEST_SIDE = {JPG: 65_500, RAW: 65_535, DCT: 65_500}  # px: libjpeg's limit, that of a <u2
 _CHECKED_AREA = 2**26  # px, of JPEGs whose size is compared with their header before there is memory for them
 _COLORS = (libturbojpeg.TJCS_RGB, libturbojpeg.TJCS_YCBCR, libturbojpeg.TJCS_GRAY)  # not CMYK, which FFCV cannot decode
 
@@ -28,8 +28,9 @@ _COLORS = (libturbojpeg.TJCS_RGB, libturbojpeg.TJCS_YCBCR, libturbojpeg.TJCS_GRA
 class EncodeOptions:
     """How images are stored."""
 
-    write_mode: Literal["raw", "jpg", "smart", "proportion"] = "jpg"
-    """raw: pixels; jpg; smart: jpg where the pixels take more than smart_threshold; proportion: jpg at random"""
+    write_mode: Literal["raw", "jpg", "dct", "smart", "proportion"] = "jpg"
+    """raw: pixels; jpg; dct: the coefficients of what jpg stores; smart: jpg where the pixels take more than
+    smart_threshold; proportion: jpg at random"""
     max_resolution: int = 500
     """The longer side is reduced to it, px; 0: as it is"""
     smart_threshold: int = 0
@@ -38,6 +39,8 @@ class EncodeOptions:
     """proportion: chance of jpg, drawn from (seed, index)"""
     jpeg_quality: int = 90
     """0 to 100"""
+    dct_level: int = 1
+    """Of zstd"""
     seed: int = 0
     """Of the draws"""
     exif_transpose: bool = False
@@ -53,12 +56,13 @@ class Encoded(NamedTuple):
     height: int
     width: int
     data: bytes
-    origin: Literal["pixels", "file", "damaged file"] = "pixels"
-    """file: a JPEG as it is; damaged file: it would be, but could not be decoded without complaint"""
+    origin: Literal["pixels", "file", "damaged file", "other file"] = "pixels"
+    """file: a JPEG as it is, or its coefficients; damaged file: it would be, but could not be decoded without complaint;
+    other file: mode dct cannot say it"""
 
 
 def encode(index: int, image: np.ndarray, options: EncodeOptions) -> Encoded:
-    """Store an image, uint8 (height, width, 3), as FFCV's RGBImageField does.
+    """Store an image, uint8 (height, width, 3), as FFCV's RGBImageField does, or DCTImageField.
 
     Raises:
         ValueError: a side is longer than the format can say.
@@ -69,22 +73,39 @@ def encode(index: int, image: np.ndarray, options: EncodeOptions) -> Encoded:
         height, width = (max(int(side * ratio), 1) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     height, width, _ = image.shape
-    as_jpg = _as_jpg(index, height, width, options)
-    limit = _LARGEST_SIDE[JPG if as_jpg else RAW]
+    mode = _mode(index, height, width, options)
+    limit = _LARGEST_SIDE[mode]
     if max(height, width) > limit:
         raise ValueError(f"{height} x {width} px, a side can have {limit}: use --max_resolution")
-    if not as_jpg:
+    if mode == RAW:
         return Encoded(RAW, height, width, image.tobytes())
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, options.jpeg_quality])
-    return Encoded(JPG, height, width, data.tobytes())
+    if mode == JPG:
+        return Encoded(JPG, height, width, data.tobytes())
+    sample = _as_dct(data.tobytes(), _decode(data.tobytes(), height, width), options.dct_level)
+    if sample is None:
+        raise ValueError("its coefficients cannot be stored, or are not read as they were: use --write_mode jpg")
+    return Encoded(DCT, height, width, sample)
+
+
+def _as_dct(data: bytes, pixels: np.ndarray | None, level: int) -> bytes | None:
+    """A sample of mode dct of a JPEG with these pixels, gray or YCbCr; None if it does not decode to them."""
+    from .dct import decode_dct, encode_dct  # they import numba, which takes a second
+
+    if pixels is None:
+        return None
+    height, width, _ = pixels.shape
+    sample = encode_dct(data, height, width, level)
+    return sample if sample and np.array_equal(decode_dct(sample, height, width), pixels) else None
 
 
 def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOptions, largest: int) -> Encoded:
     """Store an image of a source: a JPEG file as it is if that may be and FFCV can decode it, else its pixels.
 
     A JPEG may be stored as it is if it is RGB or gray, is not to be reduced, turned or stored raw, and is not too
-    large. What follows its end, progressive coding and EXIF tags make no difference.
+    large. What follows its end, progressive coding and EXIF tags make no difference. In mode dct its coefficients are
+    stored, if it is gray or YCbCr.
 
     Args:
         largest: bytes that a sample can have.
@@ -96,25 +117,33 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
         encoded = encode(index, image, options)
     else:
         data = read(image)
-        pixels, damaged = None, False
+        pixels, damaged, other = None, False, False
         header = _read_header(data) if data.startswith(b"\xff\xd8") else None
         if header and header[0] * header[1] > max(_CHECKED_AREA, 64 * 8 * len(data)):  # a bit for each block
             raise ValueError(f"it is cut off: {len(data):,} bytes are too few for {header[0]} x {header[1]} px")
         if data.startswith(b"\xff\xd8") and not options.reencode:
             damaged = header is None
-            if header and header[2] in _COLORS and not (options.exif_transpose and _is_turned(data)):
-                height, width, _, unusual = header
-                if len(data) <= largest and _may_be_kept(index, height, width, options):
+            if header and not (options.exif_transpose and _is_turned(data)):
+                height, width, color, unusual = header
+                mode = _mode(index, height, width, options)
+                fits = max(height, width) <= (options.max_resolution or _LARGEST_SIDE[mode]) and len(data) <= largest
+                if fits and mode == JPG and color in _COLORS:
                     if _is_sound(data, height, width, unusual):
                         return Encoded(JPG, height, width, data, "file")
                     damaged = True
-                else:
+                elif color in _COLORS:
                     pixels = _decode(data, height, width)
+                    damaged = fits and pixels is None
+                if fits and mode == DCT and not damaged:
+                    sample = _as_dct(data, pixels, options.dct_level) if color != libturbojpeg.TJCS_RGB else None
+                    if sample is not None:
+                        return Encoded(DCT, height, width, sample, "file")
+                    other = True
         if pixels is None:
             pixels = decode_rgb(data, options.exif_transpose)
         encoded = encode(index, pixels, options)
-        if damaged and encoded.mode == JPG:
-            encoded = encoded._replace(origin="damaged file")
+        if encoded.mode != RAW and (damaged or other):
+            encoded = encoded._replace(origin="damaged file" if damaged else "other file")
     if len(encoded.data) > largest:
         raise ValueError(f"it takes {len(encoded.data)} bytes, a page has {largest}: use --max_resolution")
     return encoded
@@ -123,7 +152,8 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
 def most_bytes(index: int, image: ImageFile, options: EncodeOptions) -> int:
     """How many bytes `encode_file` can make of an image file at most, from its header: the pixels are more than enough.
 
-    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew.
+    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew. Four times in mode dct, whose
+    lowest levels hardly compress.
     """
     data = image if isinstance(image, Path) else read(image)
     with Image.open(data if isinstance(data, Path) else BytesIO(data)) as opened:
@@ -134,25 +164,29 @@ def most_bytes(index: int, image: ImageFile, options: EncodeOptions) -> int:
         if not may_be_kept or (options.exif_transpose and orientation(opened) > 1):
             return pixels
     size = data.stat().st_size if isinstance(data, Path) else len(data)
-    return max(size, min(2 * size, pixels))
+    return 4 * size + 4096 if options.write_mode == "dct" else max(size, min(2 * size, pixels))
 
 
-def _as_jpg(index: int, height: int, width: int, options: EncodeOptions) -> bool:
+def _mode(index: int, height: int, width: int, options: EncodeOptions) -> int:
+    if options.write_mode == "dct":
+        return DCT
     if options.write_mode == "smart":
-        return 3 * height * width > options.smart_threshold
-    if options.write_mode == "proportion":
-        return _uniform(options.seed, index) < options.compress_probability
-    return options.write_mode == "jpg"
+        as_jpg = 3 * height * width > options.smart_threshold
+    elif options.write_mode == "proportion":
+        as_jpg = _uniform(options.seed, index) < options.compress_probability
+    else:
+        as_jpg = options.write_mode == "jpg"
+    return JPG if as_jpg else RAW
+
+
+def _may_be_kept(index: int, height: int, width: int, options: EncodeOptions) -> bool:
+    mode = _mode(index, height, width, options)
+    return mode != RAW and max(height, width) <= (options.max_resolution or _LARGEST_SIDE[mode])
 
 
 def _uniform(seed: int, index: int) -> float:
     """A number in [0, 1) that belongs to (seed, index)."""
     return int.from_bytes(blake2b(f"{seed} {index}".encode(), digest_size=8).digest(), "big") / 2**64
-
-
-def _may_be_kept(index: int, height: int, width: int, options: EncodeOptions) -> bool:
-    fits = max(height, width) <= (options.max_resolution or _LARGEST_SIDE[JPG])
-    return fits and _as_jpg(index, height, width, options)
 
 
 def _is_turned(data: bytes) -> bool:

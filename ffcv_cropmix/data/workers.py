@@ -16,14 +16,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 from PIL import Image
 from xxhash import xxh64_digest
 
 from ..errors import DataError
-from .encode import Encoded, EncodeOptions, encode_file
+from .encode import JPG, Encoded, EncodeOptions, encode_file
 from .images import OnError, Source, read
 
 
@@ -38,9 +38,14 @@ def encode_chunk(chunk: list[tuple[int, Any]], options: EncodeOptions, largest: 
     return encoded
 
 
+def _is_file(sample: Encoded | str) -> TypeGuard[Encoded]:
+    """Whether it is a JPEG file as it is."""
+    return isinstance(sample, Encoded) and sample.origin == "file" and sample.mode == JPG
+
+
 def _without_file(sample: Encoded | str) -> Encoded | str:
     """A JPEG file that is kept as its checksum: the parent reads it, in less time than a pipe takes."""
-    if isinstance(sample, str) or sample.origin != "file":
+    if not _is_file(sample):
         return sample
     return sample._replace(data=xxh64_digest(sample.data))
 
@@ -51,7 +56,7 @@ def _with_file(sample: Encoded | str, source: Source, index: int) -> Encoded | s
     Raises:
         DataError: they are no longer those that were found sound.
     """
-    if isinstance(sample, str) or sample.origin != "file":
+    if not _is_file(sample):
         return sample
     data = b""
     with suppress(OSError):
