@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from backports.zstd import CompressionParameter
 from PIL import Image
 
 from ffcv_cropmix.data.convert import convert, estimate, skipped_path
@@ -41,14 +42,16 @@ def parse_arguments() -> argparse.Namespace:
     add, show = parser.add_argument, argparse.SUPPRESS  # SUPPRESS: no default to show
     add("--dataset", choices=DATASETS, default="imagefolder", help="what --data_dir holds; digits needs none")
     add("--split", default="train", help="train or val; or another, if files and folders are named after it")
-    where = "imagefolder: a folder for each class; webdataset: .tar files, or 'PATTERN'; csv: a file of path,label"
+    where = "imagefolder: a folder for each class; webdataset: .tar files, or 'PATTERN'; csv, beton: a file"
     add("--data_dir", type=Path, help=where, default=show)
     add("--labels", type=Path, help="imagenet_val: WordNet ids, or the devkit's numbers beside meta.mat", default=show)
     add("--classes_of", type=Path, help="FILE.beton: number the classes as in that file, by name", default=show)
     add("--write_path", type=Path, required=True, help="the .beton file", default=show)
     add("--max_resolution", type=int, default=500, help="reduce the longer side to it, px; 0: leave it")
-    modes = ("raw", "jpg", "smart", "proportion")
-    add("--write_mode", choices=modes, default="jpg", help="smart: jpg above the threshold; proportion: jpg at random")
+    modes = ("raw", "jpg", "dct", "smart", "proportion")
+    meaning = "dct: what jpg stores, as coefficients; smart: jpg above the threshold; proportion: jpg at random"
+    add("--write_mode", choices=modes, default="jpg", help=meaning)
+    add("--dct_level", type=int, default=1, help="dct: zstd's level; negative: larger, and faster to read")
     add(
         "--smart_threshold", type=int, help="smart: bytes of pixels above which an image is stored as jpg", default=show
     )
@@ -89,6 +92,8 @@ def parse_arguments() -> argparse.Namespace:
     require(not smart or given.smart_threshold is not None, "smart_threshold", "BYTES is needed for --write_mode smart")
     require((given.smart_threshold or 0) >= 0, "smart_threshold", "is at least 0")
     require(0 <= given.compress_probability <= 1, "compress_probability", "is in [0, 1]")
+    least, most = CompressionParameter.compression_level.bounds()
+    require(least <= given.dct_level <= most, "dct_level", f"is in {least} to {most}")
     require(0 <= given.jpeg_quality <= 100, "jpeg_quality", "is in 0 to 100")
     require(given.num_workers is None or given.num_workers >= 1, "num_workers", "is at least 1")
     require(given.chunk_size >= 1, "chunk_size", "is at least 1")
@@ -116,6 +121,7 @@ def main() -> None:
         smart_threshold=given.smart_threshold or 0,
         compress_probability=given.compress_probability,
         jpeg_quality=given.jpeg_quality,
+        dct_level=given.dct_level,
         seed=given.seed,
         exif_transpose=given.exif_transpose,
         reencode=given.reencode,
@@ -132,9 +138,12 @@ def main() -> None:
         f"{time.perf_counter() - started:.0f} s"
     )
     if done.kept:
-        print(f"{done.kept:,} JPEG files are stored as they are")
+        how = "without loss, as their coefficients" if given.write_mode == "dct" else "as they are"
+        print(f"{done.kept:,} JPEG files are stored {how}")
     if done.damaged:
         print(f"{done.damaged:,} JPEG files are encoded anew: they are damaged, but could be decoded")
+    if done.other:
+        print(f"{done.other:,} JPEG files are encoded anew: dct is for gray and YCbCr of 8 bits")
     if done.skipped:
         print(f"{len(done.skipped):,} images were skipped: {skipped_path(given.write_path)} names them")
     say_what_is_not_taken(source, done.rows)

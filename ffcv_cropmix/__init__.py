@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.check import check_beton
+    from .fields import DCTImageField
     from .functional import cropmix
     from .loader import Loader
     from .operations import (
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CenterCropRGBImageDecoder",
     "CropMixRGBImageDecoder",
+    "DCTImageField",
     "Loader",
     "MixPlan",
     "MultiViewRGBImageDecoder",
@@ -42,6 +44,7 @@ __all__ = [
 _MODULE_OF = {
     "CenterCropRGBImageDecoder": "operations",
     "CropMixRGBImageDecoder": "operations",
+    "DCTImageField": "fields",
     "Loader": "loader",
     "MixPlan": "plan",
     "MultiViewRGBImageDecoder": "operations",

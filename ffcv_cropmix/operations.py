@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 import numba
 import numpy as np
 import torch
+from ffcv.fields.base import Field
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
@@ -324,6 +325,9 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         super().__init__()
         self.__dict__.update(state)
         _frozen(self._options)  # a copied array is writable, which is another type to numba
+
+    def accept_field(self, field: Field) -> None:
+        FFCVOperation.accept_field(self, field)  # a DCTImageField too, which fields.py has FFCV's decoders refuse
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass `epoch`, 0 to 2**32 - 1; each later pass counts one more.

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .data.folders import numbered_images
-from .data.images import decode_rgb
+from .data.images import decode_rgb, read
 from .data.replacing import replacing
 from .errors import DataError, Parser, printable, run_program, usage_error, wrong_options
 from .functional import INTERPOLATIONS, Interpolation, cropmix
@@ -306,23 +306,21 @@ def _chosen(path: Path, available: int, rows: Sequence[int] | None, count: int) 
 
 def _open_beton(path: Path, rows: Sequence[int] | None, count: int) -> list[tuple[int, str, np.ndarray]]:
     from .data.check import check_beton
+    from .data.stored import stored_samples
 
     beton = check_beton(path)
     if "image" not in beton.fields:
         raise DataError(f"{path} has no field image")
-    from ffcv.fields.rgb_image import IMAGE_MODES
-
+    samples = stored_samples(beton, "image")
     found = []
     for row in _chosen(path, len(beton.metadata), rows, count):
-        image = beton.column("image")[row]
-        data = beton.read("image", row)
         name = f"{path.name}, row {row}"
         if beton.sidecar and "label" in beton.fields:
             label = int(beton.column("label")[row])
             name += f", class {beton.sidecar.classes[label]}" if 0 <= label < len(beton.sidecar.classes) else ""
         try:
-            raw = image["mode"] == IMAGE_MODES["raw"]
-            pixels = data.reshape(image["height"], image["width"], 3) if raw else decode_rgb(data.tobytes())
+            data = read(samples[row])
+            pixels = data if isinstance(data, np.ndarray) else decode_rgb(data)
         except Exception as error:  # whatever Pillow trips over in the bytes
             raise DataError(f"{name} cannot be read: {error}") from None
         found.append((row, name, pixels))

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from ffcv.fields.base import Field
-from ffcv.fields.rgb_image import IMAGE_MODES
 
 from ..errors import DataError
+from ..fields import DCTImageField
+from .images import DCT, JPG, RAW
 from .reader import IMAGE_COLUMNS, Beton
 from .sidecar import sidecar_path, tables_checksum
 
-_RAW, _MODES = int(IMAGE_MODES["raw"]), [int(mode) for mode in IMAGE_MODES.values()]
 _BLOCK = 2**16  # rows
 
 
@@ -111,7 +111,8 @@ def _field_problems(name: str, beton: Beton, addresses: np.ndarray) -> Iterator[
         if bad is not None:
             yield f"sample {rows[bad]} has no {name} in its allocation table"
         if image:
-            yield from _image_problems(name, rows, part, found["size"])
+            dct = isinstance(beton.fields[name], DCTImageField)
+            yield from _image_problems(name, rows, part, found["size"], dct)
         elif names:
             bad = _first((found["size"] != part["size"]) & (part["size"] != 0))
             if bad is not None:
@@ -119,16 +120,16 @@ def _field_problems(name: str, beton: Beton, addresses: np.ndarray) -> Iterator[
         beton.release_table()
 
 
-def _image_problems(name: str, rows: np.ndarray, column: np.ndarray, sizes: np.ndarray) -> Iterator[str]:
+def _image_problems(name: str, rows: np.ndarray, column: np.ndarray, sizes: np.ndarray, dct: bool) -> Iterator[str]:
     mode = column["mode"]
-    bad = _first(~np.isin(mode, _MODES))
+    bad = _first(~np.isin(mode, [DCT] if dct else [JPG, RAW]))
     if bad is not None:
-        yield f"the {name} of sample {rows[bad]} is of mode {mode[bad]}, neither jpg nor raw"
+        yield f"the {name} of sample {rows[bad]} is of mode {mode[bad]}, {'not dct' if dct else 'neither jpg nor raw'}"
     height, width = column["height"].astype(np.uint64), column["width"].astype(np.uint64)
     bad = _first((height == 0) | (width == 0))
     if bad is not None:
         yield f"the {name} of sample {rows[bad]} is of {height[bad]} x {width[bad]} px"
-    bad = _first((mode == _RAW) & (sizes != 3 * height * width))
+    bad = _first((mode == RAW) & (sizes != 3 * height * width))
     if bad is not None:
         yield f"the {name} of sample {rows[bad]} is of {height[bad]} x {width[bad]} px in {sizes[bad]} bytes"
 

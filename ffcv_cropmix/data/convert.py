@@ -28,7 +28,7 @@ import xxhash
 from .. import __version__
 from ..errors import DataError
 from ..progress import progress
-from .encode import Encoded, EncodeOptions, most_bytes
+from .encode import DCT_ARGUMENTS, Encoded, EncodeOptions, most_bytes
 from .images import OnError, Source
 from .replacing import followed, replacing
 from .sidecar import Sidecar, encode_digests, sample_checksum, sidecar_path, tables_checksum, write_sidecar
@@ -46,7 +46,7 @@ _HEADER = np.dtype(
     ]
 )
 _FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "V1024")])
-_IMAGE_TYPE, _INT_TYPE = 2, 1
+_IMAGE_TYPE, _INT_TYPE, _CUSTOM_TYPE = 2, 1, 255
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 _METADATA = np.dtype([("f0", _IMAGE), ("f1", "<i8")], align=True)
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
@@ -89,9 +89,11 @@ class Converted:
     rows: list[int] = field(default_factory=list)
     """Indices of the samples in the source"""
     kept: int = 0
-    """JPEG files stored as they are"""
+    """JPEG files stored as they are, or as their coefficients"""
     damaged: int = 0
     """JPEG files re-encoded because decoding them gave an error or a warning"""
+    other: int = 0
+    """JPEG files re-encoded because mode dct cannot say them"""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason) of the samples that could not be converted, those of `Source.skipped` first"""
 
@@ -105,10 +107,11 @@ class _Tables(NamedTuple):
 
 
 def _write(
-    file: BinaryIO, source: Source, samples: Iterable[Encoded | str], page_size: int
+    file: BinaryIO, source: Source, samples: Iterable[Encoded | str], page_size: int, dct: bool
 ) -> tuple[Converted, _Tables]:
     """Header, fields, metadata, pages of samples, table of allocations."""
-    fields = np.array([(_IMAGE_TYPE, b"image", b""), (_INT_TYPE, b"label", b"")], _FIELD)
+    image_type = (_CUSTOM_TYPE, b"image", DCT_ARGUMENTS.ljust(1024, b"\0")) if dct else (_IMAGE_TYPE, b"image", b"")
+    fields = np.array([image_type, (_INT_TYPE, b"label", b"")], _FIELD)
     metadata = np.zeros(len(source), _METADATA)
     table = np.zeros(len(source), _ALLOCATION)
     digests = np.zeros(len(source), np.uint64)
@@ -138,6 +141,7 @@ def _write(
         done.rows.append(index)
         done.kept += origin == "file"
         done.damaged += origin == "damaged file"
+        done.other += origin == "other file"
     count = len(done.rows)
     if count == 0:
         raise DataError("none of the images can be converted; {}: {}".format(*done.skipped[0]))
@@ -276,8 +280,9 @@ def convert(
             each = chain.from_iterable(encoded)
             tried = dict(zip(drawn, each))
             _check_space(target, count, list(tried.values()))
+            dct = options.write_mode == "dct"
             samples = (tried.pop(index) if index in tried else next(each) for index in range(count))
-            done, tables = _write(file, source, progress(samples, count, path.name, "images"), page_size)
+            done, tables = _write(file, source, progress(samples, count, path.name, "images"), page_size, dct)
         _read_back(path, file, done.size, tables)
         sidecar.counts = np.bincount(source.labels[done.rows], minlength=len(source.classes)).tolist()
         sidecar.tables_checksum = tables_checksum([tables.front, tables.allocations.tobytes()])

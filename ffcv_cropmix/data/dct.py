@@ -8,22 +8,27 @@ from typing import Any
 import numpy as np
 from backports import zstd
 
-from .. import dct_pixels
+from .. import dct, dct_pixels
 from ..dct import HEADER, MAGIC, OK
+from ..kernels.coefficient_code import BLOCKS, COMPONENTS, H, V
 from ..kernels.jit import entry
-from .jpeg import Coded, read_jpeg
+from .jpeg import Coded, Component, Header, read_jpeg, write_jpeg
 
+_new_dct_buffers, _open_dct, _decode_codes = entry(dct.new_buffers), entry(dct.open_dct), entry(dct.decode_codes)
 _new_buffers, _decode_dct = entry(dct_pixels.new_buffers), entry(dct_pixels.decode_dct)
 _destroy_context = dct_pixels.destroy_context
 
 
 @cache
 def _compressor(level: int) -> zstd.ZstdCompressor:
-    parameters = {zstd.CompressionParameter.compression_level: level, zstd.CompressionParameter.checksum_flag: 1}
+    parameters: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: level,
+        zstd.CompressionParameter.checksum_flag: 1,
+    }
     return zstd.ZstdCompressor(options=parameters)
 
 
-def _low_and_high(numbers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _low_and_high(numbers: list[np.ndarray]) -> tuple[bytes, bytes]:
     """The bytes of numbers of 16 bits."""
     both = np.concatenate(numbers).astype("<u2").view(np.uint8).reshape(-1, 2)
     return both[:, 0].tobytes(), both[:, 1].tobytes()
@@ -84,3 +89,32 @@ def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
     code, _ = _decode_dct(np.frombuffer(sample, np.uint8), height, width, box, False, buffers)
     _destroy_context(buffers.context)
     return buffers.pixels[: 3 * height * width].reshape(height, width, 3) if code == OK else None
+
+
+def unpack(sample: bytes, height: int, width: int) -> tuple[Header, np.ndarray] | None:
+    """What is known of the JPEG, and its coefficients, int16 (blocks, 64), in natural order; None: damaged."""
+    data, context = np.frombuffer(sample, np.uint8), dct.new_context()
+    buffers = _new_dct_buffers(dct.largest_content(height, width), -(-height // 8))
+    code = _open_dct(context, data, height, width, buffers)
+    dct.destroy_context(context)
+    if code != OK:
+        return None
+    blocks, components = int(buffers.together[BLOCKS]), int(buffers.together[COMPONENTS])
+    coefficients = np.empty(64 * blocks, np.int16)
+    if _decode_codes(buffers, coefficients, np.empty(blocks, np.uint8)) != OK:
+        return None
+    factors = buffers.geometry[:components, [H, V]].tolist()
+    parts = [Component(h, v, table.copy()) for (h, v), table in zip(factors, buffers.quantisation)]
+    return Header(height, width, parts), coefficients.reshape(-1, 64)
+
+
+def to_jpeg(sample: bytes, height: int, width: int) -> bytes:
+    """A JPEG file with the coefficients of a sample.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = unpack(sample, height, width)
+    if found is None:
+        raise ValueError("its coefficients are damaged")
+    return write_jpeg(*found)

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .. import libturbojpeg
-from .images import ImageFile, decode_rgb, orientation, read
+from .images import DCT, JPG, RAW, ImageFile, decode_rgb, orientation, read
 
-JPG, RAW, DCT = 0, 1, 2
 _LARGEST_SIDE = {JPG: 65_500, RAW: 65_535, DCT: 65_500}  # px: libjpeg's limit, that of a <u2
 _CHECKED_AREA = 2**26  # px, of JPEGs whose size is compared with their header before there is memory for them
+DCT_ARGUMENTS = b"ffcv_cropmix.DCTImageField 1"
+"""What a field of mode dct has for arguments in a .beton file: its name, and the version of the layout"""
 _COLORS = (libturbojpeg.TJCS_RGB, libturbojpeg.TJCS_YCBCR, libturbojpeg.TJCS_GRAY)  # not CMYK, which FFCV cannot decode
 
 
@@ -57,7 +58,7 @@ class Encoded(NamedTuple):
     width: int
     data: bytes
     origin: Literal["pixels", "file", "damaged file", "other file"] = "pixels"
-    """file: a JPEG as it is, or its coefficients; damaged file: it would be, but could not be decoded without complaint;
+    """file: a JPEG as it is, or its coefficients; damaged file: it would be, but libjpeg complains of it;
     other file: mode dct cannot say it"""
 
 
@@ -97,7 +98,8 @@ def _as_dct(data: bytes, pixels: np.ndarray | None, level: int) -> bytes | None:
         return None
     height, width, _ = pixels.shape
     sample = encode_dct(data, height, width, level)
-    return sample if sample and np.array_equal(decode_dct(sample, height, width), pixels) else None
+    decoded = decode_dct(sample, height, width) if sample else None
+    return sample if decoded is not None and np.array_equal(decoded, pixels) else None
 
 
 def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOptions, largest: int) -> Encoded:
@@ -113,10 +115,10 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
     Raises:
         Exception: whatever Pillow trips over in the bytes; ValueError: the sample is too large.
     """
-    if isinstance(image, np.ndarray):
-        encoded = encode(index, image, options)
+    data = image if isinstance(image, np.ndarray) else read(image)
+    if isinstance(data, np.ndarray):
+        encoded = encode(index, data, options)
     else:
-        data = read(image)
         pixels, damaged, other = None, False, False
         header = _read_header(data) if data.startswith(b"\xff\xd8") else None
         if header and header[0] * header[1] > max(_CHECKED_AREA, 64 * 8 * len(data)):  # a bit for each block

@@ -11,6 +11,9 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+JPG, RAW, DCT = 0, 1, 2
+"""How a sample of a .beton file is stored; of FFCV's RGBImageField the first two"""
+
 
 class Part(NamedTuple):
     """A file within an archive, which has its bytes as they are."""
@@ -34,7 +37,19 @@ class Part(NamedTuple):
         return bytes(content)
 
 
-ImageFile = Path | Part | bytes
+class Stored(NamedTuple):
+    """A sample of a .beton file."""
+
+    beton: Path
+    row: int
+    mode: int
+    height: int
+    width: int
+    offset: int
+    size: int
+
+
+ImageFile = Path | Part | bytes | Stored
 """Where the bytes of an image file are, or those"""
 
 OnError = Literal["raise", "skip"]
@@ -67,17 +82,34 @@ class Source:
         image = self.images[index]
         if isinstance(image, Part):
             return f"{image.archive}/{image.name}"
+        if isinstance(image, Stored):
+            return f"{image.beton}, sample {image.row}"
         return str(image) if isinstance(image, Path) else f"sample {index}"
 
 
-def read(image: ImageFile) -> bytes:
-    """The bytes of an image file."""
+def read(image: ImageFile) -> bytes | np.ndarray:
+    """The bytes of an image file, of a `Stored` one a JPEG, or if it is raw, its pixels, uint8 (height, width, 3)."""
     if isinstance(image, Path):
         return image.read_bytes()
     if isinstance(image, bytes):
         return image
-    with image.archive.open("rb") as archive:
-        return image.read(archive)
+    if isinstance(image, Part):
+        with image.archive.open("rb") as archive:
+            return image.read(archive)
+    with image.beton.open("rb") as file:
+        file.seek(image.offset)
+        return _as_file(file.read(image.size), image)
+
+
+def _as_file(data: bytes, image: Stored) -> bytes | np.ndarray:
+    """What `read` returns for the bytes of a sample."""
+    if image.mode == RAW:
+        return np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3)
+    if image.mode == DCT:
+        from .dct import to_jpeg  # it imports numba, which takes a second
+
+        return to_jpeg(data, image.height, image.width)
+    return data
 
 
 def decode_rgb(data: bytes, exif_transpose: bool = False) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from .. import libturbojpeg
@@ -93,9 +94,7 @@ def _read_markers(data: bytes) -> _Markers | None:
             if len(parts) == 1:  # its blocks are in order, whatever the factors are
                 parts = [(parts[0][0], 1, 1, parts[0][3])]
             header = Header(height, width, [Component(h, v, quantisation[number]) for _, h, v, number in parts])
-            return _Markers(
-                header, [(chosen[key] >> 4, chosen[key] & 15) for key, *_ in parts], tables, interval, at
-            )
+            return _Markers(header, [(chosen[key] >> 4, chosen[key] & 15) for key, *_ in parts], tables, interval, at)
     return None
 
 
@@ -228,3 +227,50 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         [part[:count] for part, (_, count) in zip(escapes, totals)],
         [part[:rows] for part, rows in zip(row_escapes, frame[:, huffman.ROWS])],
     )
+
+
+@cache
+def _standard_tables() -> dict[int, bytes]:
+    """The Huffman tables that T.81 gives as examples, and all encoders use: no code is missing in them."""
+    _, data = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))
+    markers = _read_markers(data.tobytes())
+    assert markers is not None
+    return markers.huffman
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (2 + len(content)).to_bytes(2, "big") + content
+
+
+def write_jpeg(header: Header, coefficients: np.ndarray) -> bytes:
+    """A baseline JPEG file, gray or YCbCr.
+
+    Args:
+        coefficients: int16 (blocks, 64), in natural order, component after component, row after row.
+    """
+    parts = header.components
+    frame, mcu_rows, mcu_columns = frame_of(header)
+    tables = {key: table for key, table in _standard_tables().items() if key & 15 < len(parts)}
+    codes, lengths = np.zeros((8, 256), np.int64), np.zeros((8, 256), np.int64)
+    for key, table in tables.items():
+        number, code, position = (key >> 4) * 4 + (key & 15), 0, 16
+        for length, count in enumerate(table[:16], 1):
+            for value in table[position : position + count]:
+                codes[number, value], lengths[number, value] = code, length
+                code += 1
+            position, code = position + count, code << 1
+    blocks = mcu_rows * mcu_columns * int((frame[:, huffman.H] * frame[:, huffman.V]).sum())
+    scan = np.empty(2 * 64 * 4 * blocks + 16, np.uint8)  # at most 26 bits a coefficient, and zeros after 0xFF
+    size = _write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, np.empty(3, np.int64), scan)
+    wide = max(int(part.quantisation.max()) for part in parts) > 255
+    pieces = [bytes((0xFF, _SOI)), _segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0")]
+    for number, part in enumerate(parts):
+        values = part.quantisation[ZIGZAG].astype(">u2" if wide else "u1").tobytes()
+        pieces.append(_segment(_DQT, bytes([wide << 4 | number]) + values))
+    sizes = header.height.to_bytes(2, "big") + header.width.to_bytes(2, "big")
+    each = b"".join(bytes((k + 1, part.h << 4 | part.v, k)) for k, part in enumerate(parts))
+    pieces.append(_segment(_SOF1 if wide else _SOF0, b"\x08" + sizes + bytes([len(parts)]) + each))
+    pieces += [_segment(_DHT, bytes([key]) + table) for key, table in tables.items()]
+    chosen = b"".join(bytes((k + 1, 0x11 * min(k, 1))) for k in range(len(parts)))
+    pieces.append(_segment(_SOS, bytes([len(parts)]) + chosen + b"\0\x3f\0"))
+    return b"".join([*pieces, scan[:size].tobytes(), bytes((0xFF, _EOI))])

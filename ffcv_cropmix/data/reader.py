@@ -26,6 +26,7 @@ from ffcv.types import (
 )
 
 from ..errors import DataError
+from ..fields import DCTImageField, is_dct_field
 from ..kernels.jit import jit
 from .sidecar import Sidecar, read_sidecar
 
@@ -275,6 +276,8 @@ def _fields(descriptors: np.ndarray, custom_fields: Mapping[str, type[Field]]) -
         handler = custom_fields.get(name) or TYPE_ID_HANDLER.get(kind)
         if name in fields:
             raise ValueError(f"it has two fields {name!r}")
+        if handler is None and kind == _CUSTOM and is_dct_field(descriptor["arguments"].tobytes()):
+            handler = DCTImageField
         if handler is None and kind == _CUSTOM:
             raise ValueError(f"its field {name!r} is of a custom type: pass custom_fields")
         if handler is None:

@@ -28,6 +28,7 @@ from .folders import (
 )
 from .images import OnError, Source
 from .shards import huggingface, numbered, webdataset, whole_number
+from .stored import beton_source
 
 _DIGITS_SIDE = 64  # px; scikit-learn's are 8 x 8
 _DIGITS_SEED = 0
@@ -245,6 +246,7 @@ _SOURCES: dict[str, Callable[[Path, str, Omissions], Source]] = {
     "cifar10": _cifar("CIFAR10"),
     "cifar100": _cifar("CIFAR100"),
     "digits": _digits,
+    "beton": beton_source,
 }
 DATASETS = ("imagenet_val", *_SOURCES)
 _TWO_SPLITS = ("cifar10", "cifar100", "digits")
@@ -256,7 +258,7 @@ def open_source(
     """A set of DATASETS.
 
     Args:
-        data_dir: where it is: a folder; csv: the file; webdataset: also a pattern; digits needs none.
+        data_dir: where it is: a folder; csv, beton: the file; webdataset: also a pattern; digits needs none.
         split: "train" or "val"; where files and folders are named after splits, also another.
         labels: imagenet_val: the file with the labels.
         on_error: "skip" what cannot be read, such as the damaged part of a shard: `Source.skipped` names it.
@@ -265,7 +267,7 @@ def open_source(
         DataError: it is not there, cannot be read, or does not tell its splits or labels.
     """
     omissions = Omissions(on_error)
-    if data_dir and dataset not in ("csv", "webdataset") and not data_dir.is_dir():
+    if data_dir and dataset not in ("csv", "webdataset", "beton") and not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder")
     if dataset in _TWO_SPLITS and split not in ("train", "val"):
         raise DataError(f"{dataset} has no split {split}, it has train and val")
@@ -273,4 +275,5 @@ def open_source(
         source = _imagenet_val(data_dir or Path(), labels or Path(), omissions)
     else:
         source = _SOURCES[dataset](data_dir or Path(), split, omissions)
-    return replace(source, dataset=dataset, split=split, left_out=omissions.left_out, skipped=omissions.skipped)
+    split, skipped = source.split or split, omissions.skipped
+    return replace(source, dataset=dataset, split=split, left_out=omissions.left_out, skipped=skipped)

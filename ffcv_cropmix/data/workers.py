@@ -23,8 +23,8 @@ from PIL import Image
 from xxhash import xxh64_digest
 
 from ..errors import DataError
-from .encode import JPG, Encoded, EncodeOptions, encode_file
-from .images import OnError, Source, read
+from .encode import Encoded, EncodeOptions, encode_file
+from .images import JPG, OnError, Source, read
 
 
 def encode_chunk(chunk: list[tuple[int, Any]], options: EncodeOptions, largest: int) -> list[Encoded | str]:
@@ -58,7 +58,7 @@ def _with_file(sample: Encoded | str, source: Source, index: int) -> Encoded | s
     """
     if not _is_file(sample):
         return sample
-    data = b""
+    data: Any = b""
     with suppress(OSError):
         data = read(source.images[index])
     if xxh64_digest(data) != sample.data:

@@ -88,6 +88,12 @@ FIRST_CODES = _first_codes()
 
 
 @jit
+def whole(number):
+    """As int64, which numbers of other kinds are added to as such in compiled code and in Python."""
+    return np.int64(number)
+
+
+@jit
 def code_of(run, value):
     """The code of a coefficient after `run` zeros: 0 to 253, or FIRST_ESCAPE and the next one."""
     magnitude = abs(value)
@@ -106,7 +112,7 @@ def _signed(number):
 @jit
 def _pair(content, low, high):
     """The number of 16 bits whose bytes are at these offsets."""
-    return np.int64(content[low]) | np.int64(content[high]) << 8
+    return whole(content[low]) | whole(content[high]) << 8
 
 
 @jit
@@ -134,7 +140,7 @@ def index_rows(content, part, together, index):
         level = _wrapped(level + _signed(_pair(content, low, low + together[BLOCKS])))
         index[at, CODES_AT], index[at, ESCAPES_AT], index[at, LEVEL] = code, escape, level
         for block in range(part[COUNTS] + first, part[COUNTS] + first + part[COLUMNS]):
-            count = np.int64(content[block])
+            count = whole(content[block])
             if count > MOST_CODES:
                 return False
             code += count
@@ -168,7 +174,7 @@ def decode_row(content, part, together, index, row, first_column, columns, coeff
     for block in range(first, first + first_column):
         if block > first:
             level += _signed(_pair(content, low + block, high + block))
-        count = np.int64(content[counts + block])
+        count = whole(content[counts + block])
         for skipped in range(code, code + count):
             escape += content[skipped] >= FIRST_ESCAPE
         code += count
@@ -177,17 +183,17 @@ def decode_row(content, part, together, index, row, first_column, columns, coeff
         block, target = first + first_column + column, (place + 64 * column) & NOT_NEGATIVE
         for k in range(64):
             coefficients[target + k] = 0
-        count = np.int64(content[counts + block])
+        count = whole(content[counts + block])
         code &= NOT_NEGATIVE
         position = 0
         for number in range(count):
             found = content[code + number]
-            meaning = np.int64(MEANING[found])
+            meaning = whole(MEANING[found])
             if found >= FIRST_ESCAPE:
                 meaning = 0
                 if escape < escape_end:
                     bits = _pair(content, escapes_low + escape, escapes_high + escape)
-                    meaning = ((bits & 1023) * (1 - 2 * (np.int64(found) & 1))) << 16 | ((bits >> 10) + 1)
+                    meaning = ((bits & 1023) * (1 - 2 * (whole(found) & 1))) << 16 | ((bits >> 10) + 1)
                 escape += 1
             position += meaning & 127
             coefficients[target + ZIGZAG[position & 63]] = meaning >> 16

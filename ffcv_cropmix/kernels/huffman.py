@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIGZAG, code_of
+from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIGZAG, code_of, whole
 from .jit import jit
 
 FAST_BITS = 12
@@ -30,7 +30,7 @@ def prepare_table(counts, limits, offsets):
     """
     code = first = 0
     for length in range(1, 17):
-        count = np.int64(counts[length - 1])
+        count = whole(counts[length - 1])
         offsets[length] = first - code
         code += count
         first += count
@@ -42,8 +42,8 @@ def prepare_table(counts, limits, offsets):
 def prepare_fast_table(counts, values, coefficients, fast):
     """Fill `fast`, int32 (1 << FAST_BITS,), by the next bits; counts and values as JPEG has them.
 
-    A code is -(its value << 8 | its bits). With the bits of its coefficient, where both fit and `coefficient_code` has a
-    code for that: bits | that code << 8 | (run + 1) << 16; the end of a block: its bits. 0: the code is longer.
+    A code is -(its value << 8 | its bits). With the bits of its coefficient, where both fit and `coefficient_code` has
+    a code for that: bits | that code << 8 | (run + 1) << 16; the end of a block: its bits. 0: the code is longer.
 
     coefficients: whether that is wanted; else all are codes alone.
     """
@@ -52,7 +52,7 @@ def prepare_fast_table(counts, values, coefficients, fast):
     code = number = 0
     for length in range(1, FAST_BITS + 1):
         for _ in range(counts[length - 1]):
-            value = np.int64(values[number])
+            value = whole(values[number])
             run, size = value >> 4, value & 15
             for k in range(code << (FAST_BITS - length), (code + 1) << (FAST_BITS - length)):
                 fast[k] = -(value << 8 | length)
@@ -91,10 +91,10 @@ def _refilled(scan, position, buffer, bits):
 @jit
 def _find(buffer, least, table, limits, offsets, values):
     """Bits and value of the code that a buffer begins with, of at least so many bits; 0 bits: there is none."""
-    code = np.int64(buffer >> np.uint64(48))
+    code = whole(buffer >> np.uint64(48))
     for length in range(least, 17):
         if code < limits[table, length]:
-            return length, np.int64(values[table, (offsets[table, length] + (code >> (16 - length))) & 255])
+            return length, whole(values[table, (offsets[table, length] + (code >> (16 - length))) & 255])
     return 0, 0
 
 
@@ -189,7 +189,7 @@ def read_scan(
     components, width = len(frame), strip_codes.size // 12
     predicted = cursors[2]
     segment, left = 0, interval
-    position, bits, buffer = segments[0], np.int64(0), np.uint64(0)
+    position, bits, buffer = segments[0], whole(0), np.uint64(0)
     for component in range(components):
         totals[component, 0] = totals[component, 1] = predicted[component] = 0
     for mcu_row in range(mcu_rows):
@@ -201,7 +201,7 @@ def read_scan(
                     return False
                 segment += 1
                 left = interval
-                position, bits, buffer = segments[segment], np.int64(0), np.uint64(0)
+                position, bits, buffer = segments[segment], whole(0), np.uint64(0)
                 for component in range(components):
                     predicted[component] = 0
             left -= 1
@@ -217,7 +217,7 @@ def read_scan(
                         buffer = _refilled(scan, position, buffer, bits)
                         position += (63 - bits) >> 3
                         bits |= 56
-                        entry = -np.int64(fast[(dc << FAST_BITS) + np.int64(buffer >> np.uint64(64 - FAST_BITS))])
+                        entry = -whole(fast[(dc << FAST_BITS) + whole(buffer >> np.uint64(64 - FAST_BITS))])
                         length, size = entry & 255, entry >> 8
                         if length == 0:
                             length, size = _find(buffer, FAST_BITS + 1, dc, limits, offsets, values)
@@ -225,7 +225,7 @@ def read_scan(
                             return False
                         buffer <<= np.uint64(length)
                         if size > 0:
-                            predicted[component] += _value(np.int64(buffer >> np.uint64(64 - size)), size)
+                            predicted[component] += _value(whole(buffer >> np.uint64(64 - size)), size)
                         buffer <<= np.uint64(size)
                         bits -= length + size
                         code, escape = cursors[0, strip], cursors[1, strip]
@@ -235,7 +235,7 @@ def read_scan(
                             buffer = _refilled(scan, position, buffer, bits)
                             position += (63 - bits) >> 3
                             bits |= 56
-                            entry = np.int64(fast[lookup + np.int64(buffer >> np.uint64(64 - FAST_BITS))])
+                            entry = whole(fast[lookup + whole(buffer >> np.uint64(64 - FAST_BITS))])
                             if entry > 0:
                                 used, run = entry & 255, entry >> 16
                                 buffer <<= np.uint64(used)
@@ -267,7 +267,7 @@ def read_scan(
                                 entry, least = 0, 1  # what is looked up has no run before it
                             if size == 0:  # the end of the block
                                 break
-                            value = _value(np.int64(buffer >> np.uint64(64 - size)), size)
+                            value = _value(whole(buffer >> np.uint64(64 - size)), size)
                             buffer <<= np.uint64(size)
                             bits -= size
                             k += run + 1
@@ -326,13 +326,13 @@ def write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, predi
                 column = mcu % mcu_columns * frame[component, H] + part % frame[component, H]
                 inside = row < rows and column < columns
                 block = frame[component, BLOCKS_BEFORE] + row * columns + column if inside else 0
-                level = np.int64(coefficients[block, 0]) if inside else predicted[component]
+                level = whole(coefficients[block, 0]) if inside else predicted[component]
                 value = level - predicted[component]
                 predicted[component] = level
                 buffer, bits, at = _put(codes[dc], lengths[dc], 0, value, buffer, bits, out, at)
                 run = 0
                 for k in range(1, 64):
-                    value = np.int64(coefficients[block, ZIGZAG[k]]) if inside else 0
+                    value = whole(coefficients[block, ZIGZAG[k]]) if inside else 0
                     if value == 0:
                         run += 1
                         continue
