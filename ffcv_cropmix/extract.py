@@ -9,22 +9,21 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .data.images import Source, read
-from .errors import DataError, Parser, run_program, usage_error
+from .data.images import read
+from .errors import DataError, Parser, run_program
 from .progress import progress
 
 
-def _folders(source: Source) -> list[str]:
-    """The names of the folders of the classes."""
-    names = [re.sub(r"[/\0]", "_", name) for name in source.classes]
-    if any(name in ("", ".", "..") for name in names) or len(set(names)) < len(names):
-        names = [f"{label:0{len(str(len(names) - 1))}d}" for label in range(len(names))]
+def _folders(classes: list[str]) -> list[str]:
+    """The names of the classes' folders: theirs, or their numbers if those cannot be told apart as names of folders."""
+    names = [re.sub(r"[/\0]", "_", name) for name in classes]
+    if len(set(names)) < len(names) or not {"", ".", ".."}.isdisjoint(names):
+        return [f"{label:0{len(str(len(names) - 1))}d}" for label in range(len(names))]
     return names
 
 
@@ -42,22 +41,20 @@ def extract(path: Path, folder: Path, rows: list[int] | None = None) -> int:
     Raises:
         DataError: the file is not sound, a sample is damaged, there is no such row, or the folder cannot be written.
     """
-    from .data.sidecar import sample_checksum
-    from .data.stored import beton_source, stored_bytes
+    from .data.stored import beton_source
 
     source = beton_source(path, "")
     wrong = next((row for row in rows or () if not 0 <= row < len(source)), None)
     if wrong is not None:
         raise DataError(f"{path} has no row {wrong}: there are {len(source)}, from 0")
-    folders, digits = _folders(source), len(str(len(source) - 1))
-    digests = None
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     chosen = range(len(source)) if rows is None else rows
+    folders, digits = _folders(source.classes), len(str(len(source) - 1))
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError(f"{folder} exists, and is not an empty folder: name another one")
-        for name in folders:
-            (temporary / name).mkdir(parents=True)
+            raise DataError(f"{folder} exists and is not an empty folder: name another one")
+        for label in sorted({int(source.labels[row]) for row in chosen}):
+            (temporary / folders[label]).mkdir(parents=True)
         for row in progress(chosen, len(chosen), path.name, "images"):
             try:
                 data = read(source.images[row])
@@ -74,3 +71,18 @@ def extract(path: Path, folder: Path, rows: list[int] | None = None) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return len(chosen)
+
+
+def main() -> None:
+    """The command line."""
+    parser = Parser(prog="python -m ffcv_cropmix.extract", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("file", type=Path, metavar="FILE.beton", help="whose images")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to; it must not exist, or be empty")
+    parser.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="of the samples, from 0; default: all")
+    options = parser.parse_args()
+    count = extract(options.file, options.folder, options.rows)
+    print(f"{options.folder}: {count:,} images")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -202,6 +202,7 @@ def estimate(source: Source, options: EncodeOptions) -> Estimate:
     indices = _drawn(len(source), _TRIED)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # as in a worker
+    encode_chunk([(indices[0], source.images[indices[0]])], options, page_size)  # mode dct compiles, or loads, its code
     started = time.perf_counter()
     encoded = encode_chunk([(index, source.images[index]) for index in indices], options, page_size)
     seconds = (time.perf_counter() - started) / len(indices) * len(source)

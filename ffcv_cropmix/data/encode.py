@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .. import libturbojpeg
-from .images import DCT, JPG, RAW, ImageFile, decode_rgb, orientation, read
+from .images import DCT, JPG, RAW, ImageFile, Stored, decode_rgb, orientation, read
 
 _LARGEST_SIDE = {JPG: 65_500, RAW: 65_535, DCT: 65_500}  # px: libjpeg's limit, that of a <u2
 _CHECKED_AREA = 2**26  # px, of JPEGs whose size is compared with their header before there is memory for them
@@ -152,20 +152,24 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
 
 
 def most_bytes(index: int, image: ImageFile, options: EncodeOptions) -> int:
-    """How many bytes `encode_file` can make of an image file at most, from its header: the pixels are more than enough.
+    """How many bytes `encode_file` can make of an image file at most, by its header: the pixels are more than enough.
 
-    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew. Four times in mode dct, whose
+    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew. Four times in mode dct: its
     lowest levels hardly compress.
     """
-    data = image if isinstance(image, Path) else read(image)
-    with Image.open(data if isinstance(data, Path) else BytesIO(data)) as opened:
-        ratio = min(1, (options.max_resolution or math.inf) / max(opened.size))
-        pixels = math.ceil(3 * opened.width * opened.height * ratio**2)
-        of_jpeg = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
-        may_be_kept = of_jpeg and not options.reencode and _may_be_kept(index, opened.height, opened.width, options)
-        if not may_be_kept or (options.exif_transpose and orientation(opened) > 1):
-            return pixels
-    size = data.stat().st_size if isinstance(data, Path) else len(data)
+    if isinstance(image, Stored):
+        height, width, size, is_jpeg = image.height, image.width, image.size, image.mode != RAW
+    else:
+        data = image if isinstance(image, Path) else BytesIO(bytes(read(image)))
+        size = data.stat().st_size if isinstance(data, Path) else len(data.getbuffer())
+        with Image.open(data) as opened:
+            height, width = opened.height, opened.width
+            is_jpeg = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
+            is_jpeg &= not (options.exif_transpose and orientation(opened) > 1)
+    ratio = min(1, (options.max_resolution or math.inf) / max(height, width))
+    pixels = math.ceil(3 * height * width * ratio**2)
+    if not is_jpeg or options.reencode or not _may_be_kept(index, height, width, options):
+        return pixels
     return 4 * size + 4096 if options.write_mode == "dct" else max(size, min(2 * size, pixels))
 
 
