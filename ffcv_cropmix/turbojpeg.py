@@ -16,6 +16,17 @@ from numba import carray
 
 from . import libturbojpeg
 from .kernels.jit import as_pointer, c_function, jit
+from .kernels.planes import (
+    ACROSS,
+    ACROSS_TRIANGLE,
+    DOWN,
+    DOWN_TRIANGLE,
+    HEIGHT,
+    LAYOUT,
+    PLANE,
+    STRIDE,
+    WIDTH,
+)
 from .libturbojpeg import FLAGS, TJCS_YCBCR, TJERR_FATAL, TJPF_RGB, TJSAMP_420
 
 new_handle = c_function(libturbojpeg.new_handle)
@@ -39,6 +50,7 @@ class JpegBuffers(NamedTuple):
     pixels: Any  # uint8 (n,): RGB rows, or planes
     shortened: Any  # uint8 (n,): a JPEG with another height
     planes: Any  # int64 (3,): addresses of the planes
+    layout: Any  # int64 (3, 8): of the planes, see kernels.planes.PLANE
 
 
 @jit
@@ -52,6 +64,7 @@ def new_buffers(largest_area, largest_file):
         np.empty(3 * largest_area, np.uint8),
         np.empty(largest_file, np.uint8),
         np.empty(3, np.int64),
+        np.zeros((3, LAYOUT), np.int64),
     )
 
 
@@ -174,12 +187,27 @@ def decode_jpeg_rows(data, height, width, rows, buffers):
 
 
 @jit
+def _lay_out(height, width, layout):
+    """Say where `decode_jpeg_planes` leaves the planes."""
+    half_height, half_width = (height + 1) // 2, (width + 1) // 2
+    for component in range(3):
+        colour = min(component, 1)
+        plane = layout[component]
+        plane[PLANE] = (3 + component) * half_height * half_width if colour else 0
+        plane[STRIDE] = half_width * (2 - colour)
+        plane[HEIGHT], plane[WIDTH] = (half_height, half_width) if colour else (height, width)
+        plane[DOWN], plane[ACROSS] = 1 + colour, 1 + colour
+        plane[DOWN_TRIANGLE], plane[ACROSS_TRIANGLE] = colour, colour
+
+
+@jit
 def decode_jpeg_planes(data, height, width, rows, buffers):
     """Decode a JPEG's planes into buffers.pixels: at least the first `rows` rows, colours at half the resolution.
 
-    The planes follow each other: luma with rows of `width` rounded up to an even number, blue, red with half of that.
+    Where they are, buffers.layout says then.
 
     Returns:
         As `decode_jpeg_rows` does, or NOT_420: it has no such planes; buffers.pixels are as they were.
     """
+    _lay_out(height, width, buffers.layout)
     return _decode(data, height, width, rows, True, buffers)

@@ -29,7 +29,9 @@ _FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **_OPTIONS}
 
 # A kernel: compiled where compiled code calls it, plain Python where Python does. Half the compile time of njit, which
 # wraps each function for both, and compiles it anew for each constant that it is called with.
-jit = register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+_UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit = register_jitable(**_UNWRAPPED, **_OPTIONS)
+uncounted = register_jitable(_nrt=False, **_UNWRAPPED, **_OPTIONS)
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Drawing layers from the planes of a JPEG, luma and colours at half the resolution: RGB is made of what is drawn.
+"""Drawing layers from the planes of a JPEG, colours at their own resolution: RGB is made of what is drawn.
 
 libjpeg's upsampling of the colours, a triangle filter, goes into the coefficients, at the image's borders, not the
 crop's. What remains different from the RGB path is that it clips each pixel before resampling, and this after.
@@ -15,6 +15,13 @@ from .jit import as_readonly, jit
 from .render import layer_share, lost, visible_lanes
 from .sampling import MAX_VIEWS, MIXUP
 from .vectors import LANES, MOST_CUT_TAPS, finish, horizontal_planes, transpose, vertical
+
+
+# Columns of a layout, int64 (3, LAYOUT), of the planes of luma, blue and red: the first sample, samples from row to row,
+# size; how many pixels a sample stands for, down and across, and along which of them libjpeg makes these of it and its
+# neighbour (a triangle filter), else it is repeated; which columns hold samples (FIRST, COUNT; `dct_pixels` only).
+PLANE, STRIDE, HEIGHT, WIDTH, DOWN, ACROSS, DOWN_TRIANGLE, ACROSS_TRIANGLE, FIRST, COUNT = range(10)
+LAYOUT = 10
 
 
 class PlanesScratch(NamedTuple):
@@ -40,24 +47,30 @@ def new_planes_scratch(interpolation, largest_height, largest_width, output_heig
 
 
 @jit
-def compose_upsampling(taps, starts, coefficients, offset, size, output_size, composed_starts, composed, sums):
-    """Turn coefficients over the full resolution into those over a plane of half of it; return their number.
+def compose_upsampling(
+    taps, starts, coefficients, offset, factor, triangle, size, output_size, composed_starts, composed, sums
+):
+    """Turn coefficients over the full resolution into those over a plane of 1 / factor of it; return their number.
 
     Args:
         taps, starts, coefficients: from `fill_coefficients`; offset: of the crop in the image, px.
+        factor: 1, 2 or 4.
+        triangle: 1 where the factor is 2 and libjpeg's triangle filter upsamples the plane; else 0.
         size: of the plane, px.
         composed_starts, composed: filled, the sum of each position kept.
     """
-    composed_taps = min((taps + 2) // 2 + 1, size)
+    shift = factor // 2  # 1, 2, 4: a division by it, for each tap, would take half as long as all drawing
+    composed_taps = min(((taps + 2 * triangle + factor - 2) >> shift) + 1, size)
     for position in range(output_size):
         first = starts[position] + offset
-        start = min(max((first - 1) // 2, 0), size - composed_taps)
+        start = min(max((first - triangle) >> shift, 0), size - composed_taps)
         for tap in range(composed_taps):
             sums[tap] = 0
         for tap in range(taps):
             coefficient = int(coefficients[position * taps + tap])
-            near = (first + tap) // 2  # libjpeg: 3/4 of the nearer sample, 1/4 of the farther; replicated at the border
-            far = min(max(near - 1 + 2 * ((first + tap) % 2), 0), size - 1)
+            near = far = (first + tap) >> shift
+            if triangle:  # 3/4 of the nearer sample, 1/4 of the farther; replicated at the border
+                far = min(max(near - 1 + 2 * ((first + tap) & 1), 0), size - 1)
             sums[near - start] += 3 * coefficient
             sums[far - start] += coefficient
         running, before = 0, 0
@@ -81,10 +94,15 @@ def _resample_rows(pixels, corner, stride, starts, coefficients, taps, row, top,
 
 
 @jit
-def render_planes(pixels, height, width, layers, count, operation, flip, interpolation, out, scratch, planes_scratch):
-    """`kernels.render.render` from the planes that `turbojpeg.decode_jpeg_planes` leaves in `pixels`."""
+def render_planes(pixels, layout, layers, count, operation, flip, interpolation, out, scratch, planes_scratch):
+    """`kernels.render.render` from planes.
+
+    Args:
+        pixels: uint8 (n,), the samples.
+        layout: see PLANE; the planes of the colours are alike, and luma has the full resolution.
+    """
     pixels = as_readonly(pixels)
-    half_height, half_width = (height + 1) // 2, (width + 1) // 2
+    luma_plane, colour_plane = layout[0], layout[1]
     output_height, output_width, _ = out.shape
     half = planes_scratch
     for k in range(count):
@@ -103,7 +121,9 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
                 starts,
                 coefficients,
                 layers.crops[k, axis],
-                half_height if axis == 0 else half_width,
+                colour_plane[DOWN + axis],
+                colour_plane[DOWN_TRIANGLE + axis],
+                colour_plane[HEIGHT + axis],
                 out.shape[axis],
                 half.starts[k, axis],
                 half.coefficients[k, axis],
@@ -132,8 +152,8 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
             width = red + red - blue
             _resample_rows(
                 pixels,
-                layers.crops[k, 0] * 2 * half_width + layers.crops[k, 1] + first,
-                2 * half_width,
+                luma_plane[PLANE] + layers.crops[k, 0] * luma_plane[STRIDE] + layers.crops[k, 1] + first,
+                luma_plane[STRIDE],
                 row_starts,
                 row_coefficients,
                 row_taps,
@@ -148,8 +168,8 @@ def render_planes(pixels, height, width, layers, count, operation, flip, interpo
             for plane in range(2):
                 _resample_rows(
                     pixels,
-                    (4 + plane) * half_height * half_width + half_first,
-                    half_width,
+                    layout[1 + plane, PLANE] + half_first,
+                    colour_plane[STRIDE],
                     half_row_starts,
                     half_row_coefficients,
                     half_row_taps,

@@ -66,13 +66,16 @@ def visible_lanes(layers, k, count, operation, row, lanes):
 
 
 @jit
-def rows_needed(layers, count, interpolation, output_height):
-    """How many of the image's rows, from the first on, the layers are made of."""
-    needed = 0
+def pixels_needed(layers, count, interpolation, output_height, output_width, box):
+    """Widen `box`, int64 (4,), top, left, bottom, right in the image, to the pixels that the layers are made of."""
     for k in range(count):
-        first, taps = window(interpolation, layers.rectangles[k, 2] - 1, layers.crops[k, 2], output_height)
-        needed = max(needed, layers.crops[k, 0] + first + taps)
-    return needed
+        for axis in range(2):
+            corner, size = layers.crops[k, axis], layers.crops[k, 2 + axis]
+            output_size = output_width if axis else output_height
+            first, _ = window(interpolation, layers.rectangles[k, axis], size, output_size)
+            last, taps = window(interpolation, layers.rectangles[k, 2 + axis] - 1, size, output_size)
+            box[axis] = min(box[axis], corner + first)
+            box[2 + axis] = max(box[2 + axis], corner + last + taps)
 
 
 @jit

@@ -17,7 +17,7 @@ from ffcv_cropmix.kernels.coefficients import (
     window,
 )
 from ffcv_cropmix.kernels.planes import compose_upsampling
-from ffcv_cropmix.kernels.render import rows_needed
+from ffcv_cropmix.kernels.render import pixels_needed
 from tests import naive
 from tests.kernels.test_layers import HEIGHT, layers_of
 
@@ -71,38 +71,46 @@ def upsampled(samples: np.ndarray, size: int) -> np.ndarray:
     return line[:size]
 
 
+@pytest.mark.parametrize(("factor", "triangle"), [(1, 0), (2, 0), (2, 1), (4, 0)])
 @pytest.mark.parametrize("offset", [0, 1, 4])
 @pytest.mark.parametrize(("size", "output_size"), SIZES)
-def test_composed_with_upsampling(size: int, output_size: int, offset: int) -> None:
+def test_composed_with_upsampling(size: int, output_size: int, offset: int, factor: int, triangle: int) -> None:
     for rest in (0, 1):
         whole = offset + size + rest
-        half = (whole + 1) // 2
-        samples = np.random.default_rng(size).uniform(0, 255, half)
+        small = -(-whole // factor)
+        samples = np.random.default_rng(size).uniform(0, 255, small)
         starts, composed_starts = np.zeros(output_size, np.int32), np.zeros(output_size, np.int32)
         room = table_size(BILINEAR, size, 1, output_size, 1)
         coefficients, composed = np.zeros(room, np.uint16), np.zeros(room + 2 * output_size, np.uint16)
         taps = fill_coefficients(BILINEAR, size, output_size, FULL, starts, coefficients)
         sums = np.zeros(room + 2, np.int64)
-        arguments = (taps, starts, coefficients, offset, half, output_size, composed_starts, composed, sums)
+        filled = composed_starts, composed, sums
+        arguments = (taps, starts, coefficients, offset, factor, triangle, small, output_size, *filled)
         composed_taps = compose_upsampling(*arguments)
         got = [
             composed[k * composed_taps :][:composed_taps] @ samples[start:][:composed_taps] / FULL
             for k, start in enumerate(composed_starts)
         ]
-        line = upsampled(samples, whole)[offset : offset + size]
-        expected = naive.resize_matrix(size, output_size) @ line
+        line = upsampled(samples, whole) if triangle else np.repeat(samples, factor)[:whole]
+        expected = naive.resize_matrix(size, output_size) @ line[offset : offset + size]
         np.testing.assert_allclose(got, expected, rtol=0, atol=0.02)
 
 
-def test_rows_needed_are_those_that_count() -> None:
+def test_pixels_needed_are_those_that_count() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
-        height, width = random.integers(5, 60, 2)
-        top, left = random.integers(0, height), random.integers(0, width)
-        crop = (int(top), int(left), int(random.integers(1, height - top + 1)), int(width - left))
-        layers = layers_of(MixPlan(crops=[crop]))
+        shape = random.integers(5, 60, 2)
+        corner = random.integers(0, shape)
+        size = random.integers(1, shape - corner + 1)
+        rectangle = np.sort([random.choice(side + 1, 2, replace=False) for side in (HEIGHT, WIDTH)], axis=1)
+        layers = layers_of(MixPlan(crops=[(*corner.tolist(), *size.tolist())]))
+        layers.rectangles[0] = rectangle.T.ravel()
         for name, interpolation in {**NAMES, "bicubic": BICUBIC}.items():
-            needed = rows_needed(layers, 1, interpolation, HEIGHT)
-            used = naive.resize_matrix(crop[2], HEIGHT, name)
-            last = np.flatnonzero(np.abs(used).sum(axis=0) > 1e-12).max()
-            assert top + last + 1 <= needed <= min(top + last + 2, top + crop[2])
+            box = np.array([10**6, 10**6, 0, 0])
+            pixels_needed(layers, 1, interpolation, HEIGHT, WIDTH, box)
+            for axis, output_size in enumerate((HEIGHT, WIDTH)):
+                shown = naive.resize_matrix(size[axis], output_size, name)[slice(*rectangle[axis])]
+                used = corner[axis] + np.flatnonzero(np.abs(shown).sum(axis=0) > 1e-12)
+                low, high = used.min(), used.max() + 1
+                assert max(low - 1, corner[axis]) <= box[axis] <= low
+                assert high <= box[2 + axis] <= min(high + 1, corner[axis] + size[axis])
