@@ -32,7 +32,7 @@ from .kernels.coefficient_code import (
     decode_row,
     index_rows,
 )
-from .kernels.jit import jit
+from .kernels.jit import jit, uncounted
 from .libzstd import decompress
 from .libzstd import destroy_context as destroy_context
 from .libzstd import new_context as new_context
@@ -68,7 +68,7 @@ def new_buffers(largest_content, largest_rows):
     )
 
 
-@jit
+@uncounted
 def _number(data, at, size):
     """An unsigned number of `size` bytes, little-endian."""
     number = np.int64(0)
@@ -77,13 +77,13 @@ def _number(data, at, size):
     return number
 
 
-@jit
+@uncounted
 def _fixed_size(blocks, rows, components):
     """Bytes of a content before the codes: tables, numbers of codes, differences, numbers of escapes."""
     return 128 * components + 3 * blocks + 2 * rows
 
 
-@jit
+@uncounted
 def _check_header(data):
     """Whether a sample begins with a header; and height, width, number of components."""
     if data.size < HEADER or not (data[0] == 68 and data[1] == 67 and data[2] == 84 and data[3] == 1):
@@ -100,7 +100,7 @@ def largest_content(height, width):
     return _fixed_size(blocks, MOST_COMPONENTS * rows, MOST_COMPONENTS) + 3 * MOST_CODES * blocks
 
 
-@jit
+@uncounted
 def _read_geometry(data, height, width, buffers):
     """Fill `together` and `geometry` from a header. Return the bytes of the content; 0: it makes no sense."""
     together, components = buffers.together, _number(data, 8, 1)
@@ -140,7 +140,7 @@ def _read_geometry(data, height, width, buffers):
     return fixed + codes + 2 * escapes
 
 
-@jit
+@uncounted
 def open_dct(context, data, height, width, buffers):
     """Decompress a sample, and find where in its content what is.
 
@@ -174,7 +174,7 @@ def open_dct(context, data, height, width, buffers):
     return OK
 
 
-@jit
+@uncounted
 def decode_blocks(buffers, component, row, first_column, columns, coefficients, place, last, last_place):
     """`coefficient_code.decode_row` of the image that `open_dct` has opened: OK, or BAD_DCT."""
     part = buffers.geometry[component]
@@ -194,7 +194,7 @@ def decode_blocks(buffers, component, row, first_column, columns, coefficients, 
     return OK if sound else BAD_DCT
 
 
-@jit
+@uncounted
 def decode_codes(buffers, coefficients, last):
     """All blocks of the image that `open_dct` has opened, component after component: OK, or BAD_DCT.
 

@@ -104,3 +104,76 @@ def cropmix(image: np.ndarray, plan, output_size: tuple[int, int], interpolation
             for column in range(max(col0, 0), min(col1, output_size[1])):
                 composite[row, column] = pasted[row, column, order]
     return composite[:, ::-1] if plan.flip else composite
+
+
+def zigzag() -> list[int]:
+    """Where in a block, row by row, JPEG's coefficients are, diagonal after diagonal."""
+    places = [(row, column) for row in range(8) for column in range(8)]
+    return [8 * r + c for r, c in sorted(places, key=lambda p: (sum(p), p[0] if sum(p) % 2 else p[1]))]
+
+
+LARGEST = (78, 16, 6, 5, 3, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)  # docs/dct.md
+
+
+def dct_content(quantisation: list[np.ndarray], planes: list[np.ndarray]) -> tuple[bytes, list[int], list[int]]:
+    """docs/dct.md: what zstd compresses; number of codes and of escapes of each component.
+
+    Args:
+        quantisation: 64 numbers in natural order, for each component.
+        planes: integers (rows, columns, 64), coefficients of its blocks.
+    """
+    order = zigzag()
+    pairs = [(run, v * sign) for run, most in enumerate(LARGEST) for v in range(1, most + 1) for sign in (1, -1)]
+    numbers, differences, row_escapes, counts, codes, escapes = [], [], [], [], [], []
+    for plane in planes:
+        own_codes, own_escapes = [], []
+        for y, row in enumerate(plane):
+            before = len(own_escapes)
+            for x, block in enumerate(row):
+                predicted = row[x - 1][0] if x else plane[y - 1][0][0] if y else 0
+                difference = (int(block[0]) - int(predicted) + 2**15) % 2**16 - 2**15
+                differences.append(2 * difference if difference >= 0 else -2 * difference - 1)
+                count = run = 0
+                for place in order[1:]:
+                    value = int(block[place])
+                    if value == 0:
+                        run += 1
+                        continue
+                    if (run, value) in pairs:
+                        own_codes.append(pairs.index((run, value)))
+                    else:
+                        own_codes.append(254 + (value < 0))
+                        own_escapes.append(run << 10 | abs(value))
+                    count, run = count + 1, 0
+                numbers.append(count)
+            row_escapes.append(len(own_escapes) - before)
+        counts.append((len(own_codes), len(own_escapes)))
+        codes += own_codes
+        escapes += own_escapes
+
+    def halves(values: list[int]) -> bytes:
+        return bytes(value % 256 for value in values) + bytes(value // 256 for value in values)
+
+    tables = halves([int(value) for table in quantisation for value in table])
+    content = tables + bytes(numbers) + halves(differences) + halves(row_escapes) + bytes(codes) + halves(escapes)
+    return content, [codes for codes, _ in counts], [escapes for _, escapes in counts]
+
+
+def dct_sample(
+    height: int, width: int, factors: list[tuple[int, int]], quantisation: list[np.ndarray], planes: list[np.ndarray]
+) -> bytes:
+    """A sample of mode dct; factors: (horizontal, vertical) of each component."""
+    from backports import zstd
+
+    content, codes, escapes = dct_content(quantisation, planes)
+    return dct_header(height, width, factors, codes, escapes) + zstd.compress(
+        content, options={zstd.CompressionParameter.checksum_flag: 1}
+    )
+
+
+def dct_header(height: int, width: int, factors: list[tuple[int, int]], codes: list[int], escapes: list[int]) -> bytes:
+    """The first 36 bytes of a sample."""
+    none = [0] * (3 - len(factors))
+    sampling = bytes([16 * h + v for h, v in factors] + none)
+    lengths = np.array([*codes, *none, *escapes, *none], "<u4").tobytes()
+    return b"DCT\1" + np.array([height, width], "<u2").tobytes() + bytes([len(factors)]) + sampling + lengths

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import jit
+from .jit import uncounted
 
 ZIGZAG = np.array(
     [
@@ -87,13 +87,13 @@ def _first_codes() -> np.ndarray:
 FIRST_CODES = _first_codes()
 
 
-@jit
+@uncounted
 def whole(number):
     """As int64, which numbers of other kinds are added to as such in compiled code and in Python."""
     return np.int64(number)
 
 
-@jit
+@uncounted
 def code_of(run, value):
     """The code of a coefficient after `run` zeros: 0 to 253, or FIRST_ESCAPE and the next one."""
     magnitude = abs(value)
@@ -103,25 +103,25 @@ def code_of(run, value):
     return FIRST_CODES[run, 0] + 2 * (magnitude - 1) + negative
 
 
-@jit
+@uncounted
 def _signed(number):
     """0, -1, 1, -2, ... of 0, 1, 2, 3, ..."""
     return (number >> 1) ^ -(number & 1)
 
 
-@jit
+@uncounted
 def _pair(content, low, high):
     """The number of 16 bits whose bytes are at these offsets."""
     return whole(content[low]) | whole(content[high]) << 8
 
 
-@jit
+@uncounted
 def _wrapped(value):
     """As int16 has it."""
     return ((value + 32768) & 65535) - 32768
 
 
-@jit
+@uncounted
 def index_rows(content, part, together, index):
     """Find where the rows of a component begin.
 
@@ -150,7 +150,7 @@ def index_rows(content, part, together, index):
     return code == part[N_CODES] and escape == part[N_ESCAPES]
 
 
-@jit
+@uncounted
 def decode_row(content, part, together, index, row, first_column, columns, coefficients, place, last, last_place):
     """Decode some neighbouring blocks of one row of blocks.
 
@@ -196,7 +196,7 @@ def decode_row(content, part, together, index, row, first_column, columns, coeff
                     meaning = ((bits & 1023) * (1 - 2 * (whole(found) & 1))) << 16 | ((bits >> 10) + 1)
                 escape += 1
             position += meaning & 127
-            coefficients[target + ZIGZAG[position & 63]] = meaning >> 16
+            coefficients[target + whole(ZIGZAG[position & 63])] = meaning >> 16
         code += count
         if block > first:
             level += _signed(_pair(content, low + block, high + block))

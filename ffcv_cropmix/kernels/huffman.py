@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIGZAG, code_of, whole
-from .jit import jit
+from .jit import uncounted
 
 FAST_BITS = 12
 """A code and the bits of its coefficient, where they are no longer together, are looked up."""
@@ -20,7 +20,7 @@ numbers of its tables."""
 _END_OF_BLOCK, _ZEROS = 0x00, 0xF0
 
 
-@jit
+@uncounted
 def prepare_table(counts, limits, offsets):
     """Prepare a Huffman table for `_find`.
 
@@ -38,7 +38,7 @@ def prepare_table(counts, limits, offsets):
         code <<= 1
 
 
-@jit
+@uncounted
 def prepare_fast_table(counts, values, coefficients, fast):
     """Fill `fast`, int32 (1 << FAST_BITS,), by the next bits; counts and values as JPEG has them.
 
@@ -72,13 +72,13 @@ def prepare_fast_table(counts, values, coefficients, fast):
         code <<= 1
 
 
-@jit
+@uncounted
 def _value(bits, size):
     """The number that the `size` bits after a code stand for."""
     return bits if bits >> (size - 1) else bits - (1 << size) + 1
 
 
-@jit
+@uncounted
 def _refilled(scan, position, buffer, bits):
     """The buffer, its first `bits` bits known, with at least 56."""
     at = position & NOT_NEGATIVE
@@ -88,7 +88,7 @@ def _refilled(scan, position, buffer, bits):
     return buffer | (word >> np.uint64(bits))
 
 
-@jit
+@uncounted
 def _find(buffer, least, table, limits, offsets, values):
     """Bits and value of the code that a buffer begins with, of at least so many bits; 0 bits: there is none."""
     code = whole(buffer >> np.uint64(48))
@@ -98,7 +98,7 @@ def _find(buffer, least, table, limits, offsets, values):
     return 0, 0
 
 
-@jit
+@uncounted
 def unstuff(data, start, scan, segments):
     """Copy the entropy-coded data that begin at `start` without the zeros after 0xFF and without restart markers.
 
@@ -145,7 +145,7 @@ def unstuff(data, start, scan, segments):
     return count
 
 
-@jit
+@uncounted
 def read_scan(
     scan,
     segments,
@@ -300,7 +300,7 @@ def read_scan(
     return 8 * position - bits <= 8 * (segments[segment + 1] - 16)
 
 
-@jit
+@uncounted
 def write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, predicted, out):
     """Write the one scan of a baseline JPEG. Blocks that pad it repeat the first coefficient of the one before.
 
@@ -346,7 +346,7 @@ def write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, predi
     return _flush(buffer << 7 | 127, bits + 7, out, at)[1]
 
 
-@jit
+@uncounted
 def _put(codes, lengths, run, value, buffer, bits, out, at):
     """Write a run and the value after it, as `_flush` does."""
     size = 0
@@ -359,7 +359,7 @@ def _put(codes, lengths, run, value, buffer, bits, out, at):
     return buffer & ((1 << bits) - 1), bits, at
 
 
-@jit
+@uncounted
 def _flush(buffer, bits, out, at):
     """Write the whole bytes of the last `bits` bits; how many bits are left, and where the next byte goes."""
     while bits >= 8:
