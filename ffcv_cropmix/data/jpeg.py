@@ -58,7 +58,7 @@ def _read_markers(data: bytes) -> _Markers | None:
     tables: dict[int, bytes] = {}
     frame: tuple[int, int, list[tuple[int, int, int, int]]] | None = None
     interval, at = 0, 2
-    while data[at] == 0xFF:
+    while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1

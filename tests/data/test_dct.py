@@ -1,0 +1,156 @@
+"""Images as DCT coefficients: from JPEG files without loss, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pytest
+from backports import zstd
+from PIL import Image
+
+from ffcv_cropmix.data import encode as module
+from ffcv_cropmix.data.dct import decode_dct, encode_dct, to_jpeg, unpack
+from ffcv_cropmix.data.encode import DCT, EncodeOptions, encode_file
+from tests import naive
+from tests.betons import photo
+from tests.jpegs import sampled
+
+_CV2_SAMPLINGS = {
+    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+}
+
+
+def jpeg(image: np.ndarray, sampling: str = "4:2:0", **options: int) -> bytes:
+    """By OpenCV; options: PROGRESSIVE, RST_INTERVAL, QUALITY, OPTIMIZE."""
+    flags = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _CV2_SAMPLINGS[sampling]]
+    for name, value in options.items():
+        flags += [getattr(cv2, f"IMWRITE_JPEG_{name}"), value]
+    return cv2.imencode(".jpg", image[..., ::-1] if image.ndim == 3 else image, flags)[1].tobytes()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """Libjpeg-turbo's accurate decoding, by Pillow."""
+    return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+
+
+def stored(data: bytes, **options) -> tuple[str, bytes]:
+    """Origin and sample of a JPEG file in mode dct."""
+    encoded = encode_file(0, data, EncodeOptions(write_mode="dct", max_resolution=0, **options), 2**23)
+    assert encoded.mode == DCT
+    return encoded.origin, encoded.data
+
+
+@pytest.mark.parametrize("sampling", _CV2_SAMPLINGS)
+@pytest.mark.parametrize("options", [{}, {"PROGRESSIVE": 1}, {"RST_INTERVAL": 3}, {"QUALITY": 100}, {"OPTIMIZE": 1}])
+def test_without_loss(sampling: str, options: dict[str, int]) -> None:
+    for index, part in ((0, np.s_[:]), (4, np.s_[:]), (5, np.s_[:9, :17]), (25, np.s_[:61, :86])):
+        data = jpeg(photo(index)[part], sampling, **options)
+        origin, sample = stored(data)
+        assert origin == "file"
+        image = pixels(data)
+        assert (decode_dct(sample, *image.shape[:2]) == image).all()
+        back = to_jpeg(sample, *image.shape[:2])
+        assert (pixels(back) == image).all()
+        assert stored(back) == ("file", sample)
+
+
+def test_gray_noise_and_large_numbers() -> None:
+    random = np.random.default_rng(0)
+    noise = random.choice(np.array([0, 255], np.uint8), (40, 70, 3))  # coefficients of up to 1,023
+    for data in (jpeg(photo(5)[..., 0], "4:4:4"), jpeg(noise, "4:4:4", QUALITY=100), jpeg(noise[..., 0], QUALITY=1)):
+        origin, sample = stored(data)
+        assert origin == "file"
+        image = pixels(data)
+        assert (pixels(to_jpeg(sample, *image.shape[:2])) == image).all()
+
+
+def test_bytes_are_those_of_the_definition() -> None:
+    data = jpeg(photo(5), "4:2:0", QUALITY=97)
+    height, width = pixels(data).shape[:2]
+    sample = stored(data)[1]
+    header, blocks = unpack(sample, height, width)
+    rows = [(-(-height // 8), -(-width // 8))] + 2 * [(-(-height // 16), -(-width // 16))]
+    borders = np.cumsum([r * c for r, c in rows])[:-1]
+    planes = [part.reshape(*size, 64) for part, size in zip(np.split(blocks, borders), rows)]
+    factors, tables = (
+        [(part.h, part.v) for part in header.components],
+        [part.quantisation for part in header.components],
+    )
+    expected = naive.dct_sample(height, width, factors, tables, planes)
+
+    assert sample[:36] == expected[:36]
+    assert zstd.decompress(sample[36:]) == zstd.decompress(expected[36:])
+
+
+def test_levels() -> None:
+    data = jpeg(photo(25))
+    sizes = [len(stored(data, dct_level=level)[1]) for level in (9, 1, -1)]
+    assert sizes[0] < 1.05 * sizes[1] and sizes[1] < sizes[2]
+    height, width, _ = photo(25).shape
+    assert (decode_dct(stored(data, dct_level=-7)[1], height, width) == pixels(data)).all()
+
+
+def saved(image: Image.Image, **options) -> bytes:
+    file = BytesIO()
+    image.save(file, "JPEG", quality=95, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        lambda: saved(Image.fromarray(photo(5)).convert("CMYK")),
+        lambda: saved(Image.fromarray(photo(5)), keep_rgb=True),
+    ],
+    ids=["CMYK", "RGB"],
+)
+def test_what_cannot_be_said_is_encoded_anew(file: Callable[[], bytes]) -> None:
+    data = file()
+    origin, sample = stored(data, jpeg_quality=100)
+    assert origin == "other file"
+    image = pixels(data).astype(int)
+    assert np.abs(decode_dct(sample, *image.shape[:2]) - image).mean() < 5
+
+
+def test_a_damaged_file_is_encoded_anew() -> None:
+    data = jpeg(photo(5))
+    damaged = data[: len(data) // 2] + b"\xff\xd3" + data[len(data) // 2 :]
+    assert stored(damaged)[0] == "damaged file"
+    assert stored(data, reencode=True)[0] == "pixels"
+
+
+@pytest.mark.parametrize(
+    "factors", [[(3, 1), (1, 1), (1, 1)], [(2, 2), (1, 2), (1, 2)], [(2, 2)] * 3, [(2, 2)], [(4, 2), (1, 1), (1, 1)]]
+)
+def test_unusual_samplings(factors: list[tuple[int, int]]) -> None:
+    data = sampled(factors, 37, 61)
+    origin, sample = stored(data)
+    assert origin == "file"
+    assert (decode_dct(sample, 37, 61) == module._decode(data, 37, 61)).all()
+
+
+def test_a_sample_that_decodes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ffcv_cropmix.data import dct
+
+    monkeypatch.setattr(dct, "decode_dct", lambda sample, height, width: np.zeros((height, width, 3), np.uint8))
+    with pytest.raises(ValueError, match="not read as they were: use --write_mode jpg"):
+        stored(jpeg(photo(5)))
+
+
+def test_damaged_samples() -> None:
+    data = jpeg(photo(25))
+    height, width, _ = photo(25).shape
+    sample = bytearray(stored(data)[1])
+    sample[len(sample) // 2] ^= 4
+    assert decode_dct(bytes(sample), height, width) is None  # zstd's checksum
+    with pytest.raises(ValueError, match="its coefficients are damaged"):
+        to_jpeg(bytes(sample), height, width)
+    assert encode_dct(data[:200] + b"\xff\xd9", height, width, 1) is None
+    assert module._decode(data[:200] + b"\xff\xd9", height, width) is None
