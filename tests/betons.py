@@ -92,6 +92,19 @@ def damaged(path: Path, copy: Path, index: int, damage: str) -> Path:
     return copy
 
 
+def write_dct(jpg: Path, path: Path) -> Path:
+    """Write the samples of a jpg file as coefficients, without loss; labels are rows."""
+    from ffcv_cropmix.data.convert import _write
+    from ffcv_cropmix.data.encode import EncodeOptions, encode_file
+    from ffcv_cropmix.data.stored import beton_source
+
+    source, options = beton_source(jpg, "train"), EncodeOptions(write_mode="dct", max_resolution=0)
+    with path.open("w+b") as file:
+        samples = (encode_file(index, image, options, 2**21) for index, image in enumerate(source.images))
+        _write(file, source, samples, 2**21, dct=True)
+    return path
+
+
 def metadata_of(content: bytearray, path: Path) -> np.ndarray:
     """The metadata in the content of a file, to be changed there."""
     from ffcv_cropmix.data.reader import Beton

@@ -66,6 +66,14 @@ def sealed(betons: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def sealed_dct(sealed: dict[str, Path]) -> Path:
+    """dct.beton beside them: the samples of jpg.beton as coefficients."""
+    path = written.write_dct(sealed["jpg"], sealed["jpg"].with_name("dct.beton"))
+    written.seal(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .beton of the two photos that ship with scikit-learn, as JPEG with softened contrast: no colour is clipped."""
     return written.write_photos(tmp_path_factory.mktemp("photos") / "photos.beton")

@@ -1,6 +1,6 @@
 """Randomly damaged .beton files: python -m tests.fuzz FOLDER --files 2000
 
-FOLDER has raw.beton and jpg.beton with sidecars: tests/conftest.py, `sealed`. A number stands for one damage. What may
+FOLDER has raw.beton, jpg.beton and dct.beton with sidecars: tests/conftest.py, `sealed_dct`. A number stands for one damage. What may
 not happen ends the process: with an assertion, or by a signal. A line for each file has its number and what came of it.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from ffcv.transforms import ToTensor
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, check_beton
 from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.errors import DataError
+
+MODES = ("raw", "jpg", "dct")
 
 
 def damage(content: bytearray, beton: Beton, random: np.random.Generator) -> tuple[str, bytes]:
@@ -71,17 +73,15 @@ class Files:
         return [(image.numpy().tobytes(), int(label)) for pair in loader for image, label in zip(*pair)]
 
 
-def run(folder: Path, numbers: range) -> Iterator[tuple[int, str, str]]:
+def run(folder: Path, numbers: range, modes: Sequence[str] = MODES) -> Iterator[tuple[int, str, str]]:
     """Number, damage and outcome of each file."""
     files = {
-        (mode, checksums): Files(folder / f"{mode}.beton", checksums)
-        for mode in ("raw", "jpg")
-        for checksums in (True, False)
+        (mode, checksums): Files(folder / f"{mode}.beton", checksums) for mode in modes for checksums in (True, False)
     }
     damaged = folder / "damaged.beton"
     for number in numbers:
         random = np.random.default_rng(number)
-        mode, checksums = str(random.choice(["raw", "jpg"])), bool(random.integers(2))
+        mode, checksums = str(random.choice(modes)), bool(random.integers(2))
         source, kind = folder / f"{mode}.beton", files[mode, checksums]
         what, content = damage(bytearray(source.read_bytes()), Beton(source), random)
         damaged.write_bytes(content)
@@ -112,6 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     given = parser.parse_args()
-    for number, what, outcome in run(given.folder, range(given.first, given.first + given.files)):
+    for number, what, outcome in run(given.folder, range(given.first, given.first + given.files), given.modes):
         print(f"{number}: {what}: {outcome}", flush=True)

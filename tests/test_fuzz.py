@@ -9,8 +9,8 @@ from pathlib import Path
 FILES = 150
 
 
-def test_damaged_files(sealed) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", str(sealed["raw"].parent), "--files", str(FILES)]
+def test_damaged_files(sealed_dct) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", str(sealed_dct.parent), "--files", str(FILES)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[1])
     assert result.returncode == 0, result.stdout[-200:] + result.stderr
     outcomes = [line.split(": ")[-1] for line in result.stdout.splitlines()]
