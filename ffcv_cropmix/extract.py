@@ -20,10 +20,12 @@ from .progress import progress
 
 
 def _folders(classes: list[str]) -> list[str]:
-    """The names of the classes' folders: theirs, or their numbers if those cannot be told apart as names of folders."""
+    """The names of the classes' folders: theirs, or where a file system cannot tell those apart, or they are numbers,
+    the labels with leading zeros, so that sorted they keep their order."""
     names = [re.sub(r"[/\0]", "_", name) for name in classes]
-    if len(set(names)) < len(names) or not {"", ".", ".."}.isdisjoint(names):
-        return [f"{label:0{len(str(len(names) - 1))}d}" for label in range(len(names))]
+    numbers = [str(label) for label in range(len(names))]
+    if names == numbers or len(set(names)) < len(names) or not {"", ".", ".."}.isdisjoint(names):
+        return [number.zfill(len(numbers[-1])) for number in numbers]
     return names
 
 

@@ -1,7 +1,8 @@
 """Randomly damaged .beton files: python -m tests.fuzz FOLDER --files 2000
 
-FOLDER has raw.beton, jpg.beton and dct.beton with sidecars: tests/conftest.py, `sealed_dct`. A number stands for one damage. What may
-not happen ends the process: with an assertion, or by a signal. A line for each file has its number and what came of it.
+FOLDER has raw.beton, jpg.beton and dct.beton with sidecars: tests/conftest.py, `sealed_dct`. A number stands for one
+damage. What may not happen ends the process: with an assertion, or by a signal. A line for each file has its number and
+what came of it.
 """
 
 from __future__ import annotations
