@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import libzstd
 from .kernels.coefficient_code import (
     ALL_ESCAPES,
     ALL_ROWS,
@@ -32,10 +33,10 @@ from .kernels.coefficient_code import (
     decode_row,
     index_rows,
 )
-from .kernels.jit import jit, uncounted
-from .libzstd import decompress
-from .libzstd import destroy_context as destroy_context
-from .libzstd import new_context as new_context
+from .kernels.jit import c_function, jit, uncounted
+
+new_context, destroy_context = c_function(libzstd.new_context), c_function(libzstd.destroy_context)
+decompress = c_function(libzstd.decompress)
 
 OK, BAD_DCT, OTHER_SIZE = 0, 20, 21
 
