@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 from ffcv.fields.base import Field
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation as FFCVOperation
@@ -22,8 +22,11 @@ from ffcv.pipeline.state import State
 from numba import carray, prange, types
 from numpy.lib.stride_tricks import as_strided
 
-from . import turbojpeg
+from . import dct_pixels, turbojpeg
+from .data.images import DCT, JPG, RAW
+from .dct import BAD_DCT, OTHER_SIZE
 from .errors import DataError
+from .fields import DCTImageField
 from .functional import Interpolation, interpolation_number, kernels_of
 from .kernels import sampling
 from .kernels.checksum import xxh64
@@ -31,7 +34,7 @@ from .kernels.coefficients import BICUBIC
 from .kernels.jit import as_pointer, as_readonly, compiled_once, entry, jit
 from .kernels.layers import collapse, new_layers, set_layer
 from .kernels.planes import new_planes_scratch, render_planes
-from .kernels.render import rows_needed
+from .kernels.render import pixels_needed
 from .plan import Operation, check_size, sampling_options
 
 Decode = Literal["rgb", "rows", "ycbcr"]
@@ -40,7 +43,6 @@ OnError = Literal["raise", "zero"]
 CHECKSUM = "checksum"
 """A column of the metadata, uint64: where there is one, a sample's bytes are compared with it (kernels.checksum)."""
 
-_JPG, _RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
 # What can be wrong with a sample: those of turbojpeg, then
 _BAD_MODE, _BAD_RAW_SIZE, _BAD_CHECKSUM = 10, 11, 12
@@ -48,7 +50,9 @@ _CAUSES = {
     turbojpeg.BAD_HEADER: "its data are no JPEG",
     turbojpeg.OTHER_SIZE: "its JPEG has another size than the metadata say",
     turbojpeg.BAD_DATA: "its JPEG is damaged, or neither RGB nor gray",
-    _BAD_MODE: "its mode is neither jpg nor raw",
+    BAD_DCT: "its coefficients are damaged",
+    OTHER_SIZE: "its coefficients are of an image of another size than the metadata say",
+    _BAD_MODE: "its mode is none of its field",
     _BAD_RAW_SIZE: "its raw data have another size than the metadata say",
     _BAD_CHECKSUM: "its data are not those that were written: their checksum differs",
 }
@@ -80,7 +84,8 @@ class _Workspace(NamedTuple):
     plan: Any
     scratch: Any
     planes: Any
-    jpeg: Any
+    box: Any  # int64 (4,): see `pixels_needed`
+    image: Any  # of `turbojpeg`, or of `dct_pixels`
 
 
 @jit
@@ -136,19 +141,96 @@ def _image_at(places, view, position):
     return carray(as_pointer(places[view, 0] + position * height * width * 3), (height, width, 3), np.uint8)
 
 
+class _Kind(NamedTuple):
+    """What code is compiled for."""
+
+    draw: Any
+    """A `_draw`."""
+    options: Any
+    """The type of its options."""
+    dct: bool
+    """Whether the field has coefficients; else JPEGs and raw images."""
+    bicubic: bool
+    """Bilinear and area are of one compilation."""
+    decode: Decode
+
+
+def _readers(kind: _Kind) -> tuple[Any, Any, Any]:
+    """What reads the images of a field, compiled code.
+
+    Returns:
+        new_buffers: (largest height, largest width, largest area of a JPEG with a column and a row more, largest file
+            to be copied) to the buffers of one thread.
+        destroy_buffers: frees what is theirs and not numba's.
+        read_image: (data, height, width, box, buffers) to an error code or 0, and whether buffers.pixels are planes,
+            which buffers.layout describes, or RGB rows. The box says which pixels are needed.
+    """
+    planar = kind.decode == "ycbcr" and not kind.bicubic
+    if kind.dct:
+
+        @jit
+        def new_buffers(height, width, area, largest_file):
+            return dct_pixels.new_buffers(height, width)
+
+        @jit
+        def destroy_buffers(buffers):
+            dct_pixels.destroy_context(buffers.context)
+
+        @jit
+        def read_image(data, height, width, box, buffers):
+            return dct_pixels.decode_dct(data, height, width, box, planar, buffers)
+
+    else:
+
+        @jit
+        def new_buffers(height, width, area, largest_file):
+            return turbojpeg.new_buffers(area, largest_file)
+
+        @jit
+        def destroy_buffers(buffers):
+            pass
+
+        if planar:
+
+            @jit
+            def read_image(data, height, width, box, buffers):
+                code = turbojpeg.decode_jpeg_planes(data, height, width, box[2], buffers)
+                if code != turbojpeg.NOT_420:
+                    return code, True
+                return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers), False
+
+        elif kind.decode == "rgb":
+
+            @jit
+            def read_image(data, height, width, box, buffers):
+                return turbojpeg.decode_jpeg(data, height, width, buffers), False
+
+        else:
+
+            @jit
+            def read_image(data, height, width, box, buffers):
+                return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers), False
+
+    return new_buffers, destroy_buffers, read_image
+
+
 @cache
-def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tuple[Any, Any]:
-    """Compile for a `_draw`, once in a process. Bilinear and area are of one compilation.
+def _compile(kind: _Kind) -> tuple[Any, Any, Any]:
+    """Compile once in a process.
 
     Returns:
         new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, largest output height, largest
             output width) to a _Workspace.
+        destroy_workspace: frees what is not numba's.
         render_sample: decodes one sample, draws the layers that `draw` fills in for each of its images; returns 0, or a
             key of _CAUSES.
     """
-    new_scratch, render = kernels_of(bicubic)
-    some_rows, planar = decode != "rgb", decode == "ycbcr" and not bicubic
+    draw, dct = kind.draw, kind.dct
+    new_scratch, render = kernels_of(kind.bicubic)
+    new_buffers, destroy_buffers, read_image = _readers(kind)
+    planar, boxed = kind.decode == "ycbcr" and not kind.bicubic, dct or kind.decode != "rgb"
     new_planes = new_planes_scratch if planar else _new_nothing
+    coded = DCT if dct else JPG
 
     @jit
     def new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width):
@@ -157,41 +239,40 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
             field = metadata[index]
             height = max(height, _int(field["height"]))
             width = max(width, _int(field["width"]))
-            if field["mode"] == _JPG:
+            if field["mode"] == JPG:
                 area = max(area, (_int(field["height"]) + 1) * (_int(field["width"]) + 1))
         return _Workspace(
             new_layers(),
             sampling.new_plan_arrays(),
             new_scratch(interpolation, height, width, output_height, output_width),
             new_planes(interpolation, height, width, output_height, output_width),
-            turbojpeg.new_buffers(area, largest_file),
+            np.empty(4, np.int64),
+            new_buffers(height, width, area, largest_file),
         )
+
+    @jit
+    def destroy_workspace(workspace):
+        destroy_buffers(workspace.image)
 
     def render_sample(
         code, data, mode, height, width, options, interpolation, index, epoch, workspace, places, position
     ):
-        plan, layers, jpeg = workspace.plan, workspace.layers, workspace.jpeg
+        plan, layers, box, image = workspace.plan, workspace.layers, workspace.box, workspace.image
         pixels, planes = data, False
         if code != 0:
             pass
-        elif mode == _RAW:
-            if data.size != 3 * height * width:
-                code = _BAD_RAW_SIZE
-        elif mode == _JPG:
-            pixels = as_readonly(jpeg.pixels)
-            if some_rows:
-                rows = 0
+        elif mode == coded:
+            pixels = as_readonly(image.pixels)
+            if boxed:
+                box[0], box[1], box[2], box[3] = height, width, 0, 0
                 for view in range(len(options)):
                     size = places[view, 1], places[view, 2]
                     count, _, _ = draw(options[view], index, epoch, view, height, width, *size, plan, layers)
-                    rows = max(rows, rows_needed(layers, count, interpolation, size[0]))
-                if planar:
-                    code = turbojpeg.decode_jpeg_planes(data, height, width, rows, jpeg)
-                    planes = code == turbojpeg.OK
-                if not planar or code == turbojpeg.NOT_420:
-                    code = turbojpeg.decode_jpeg_rows(data, height, width, rows, jpeg)
-            else:
-                code = turbojpeg.decode_jpeg(data, height, width, jpeg)
+                    pixels_needed(layers, count, interpolation, *size, box)
+            code, planes = read_image(data, height, width, box, image)
+        elif mode == RAW and not dct:
+            if data.size != 3 * height * width:
+                code = _BAD_RAW_SIZE
         else:
             code = _BAD_MODE
         for view in range(len(options)):
@@ -206,8 +287,7 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
             if planar and planes:
                 render_planes(
                     pixels,
-                    height,
-                    width,
+                    image.layout,
                     layers,
                     count,
                     operation,
@@ -225,21 +305,20 @@ def _compile(draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> tup
     places = np.ones((1, 3), np.int64)
     workspace = numba.typeof(new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1))
     data, whole = types.Array(types.uint8, 1, "C", readonly=True), types.int64
-    arguments = (whole, data, *[whole] * 3, options_type, *[whole] * 3, workspace, numba.typeof(places), whole)
-    return new_workspace, compiled_once(render_sample, whole, *arguments)
+    arguments = (whole, data, *[whole] * 3, kind.options, *[whole] * 3, workspace, numba.typeof(places), whole)
+    return new_workspace, destroy_workspace, compiled_once(render_sample, whole, *arguments)
 
 
 @cache
-def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubic: bool, decode: Decode) -> Any:
+def _compile_loop(read: Any, checked: bool, kind: _Kind) -> Any:
     """The loop over a batch, compiled once in a process: loaders of one kind of file share it.
 
     Args:
         read: the loader's function from address and storage state to bytes.
         checked: whether checksums are compared.
-        draw, options_type, bicubic, decode: as `_compile` has them.
     """
-    new_workspace, render_sample = _compile(draw, options_type, bicubic, decode)
-    whole_files = decode == "rgb"
+    new_workspace, destroy_workspace, render_sample = _compile(kind)
+    whole_files = kind.dct or kind.decode == "rgb"
 
     def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
         _, epoch, largest_height, largest_width, _ = numbers.shape
@@ -274,6 +353,7 @@ def _compile_loop(read: Any, checked: bool, draw: Any, options_type: Any, bicubi
                     places,
                     position,
                 )
+            destroy_workspace(workspace)
 
     return entry(loop, parallel=True)
 
@@ -368,8 +448,9 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., Any]:
         # Called at each pass: cheap.
         options, interpolation, raises = self._options, self._interpolation, self._on_error == "raise"
-        kind = (self._draw, numba.typeof(options), interpolation == BICUBIC, self._decode)
-        loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, *kind)
+        dct = isinstance(self.field, DCTImageField)
+        kind = _Kind(self._draw, numba.typeof(options), dct, interpolation == BICUBIC, self._decode)
+        loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, kind)
         threads = Compiler.num_threads  # of the loader
         places_of, result = self._places, self._result
 

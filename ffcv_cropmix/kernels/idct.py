@@ -83,7 +83,8 @@ def _weighted_pairs(builder: Any, pairs: Any, first: int, second: int) -> Any:
     products = builder.mul(builder.sext(pairs, wide), ir.Constant(wide, [first, second] * (wide.count // 2)))
     lanes = range(0, wide.count, 2)
     return builder.add(
-        _shuffle(builder, products, products, list(lanes)), _shuffle(builder, products, products, [k + 1 for k in lanes])
+        _shuffle(builder, products, products, list(lanes)),
+        _shuffle(builder, products, products, [k + 1 for k in lanes]),
     )
 
 
@@ -130,9 +131,7 @@ def _shift_and_weave(builder: Any, first: Any, second: Any, shift: int) -> Any:
 
 def _emit_whole(builder: Any, inputs: list[Any], rounding: int, shift: int) -> list[Any]:
     """`_transform` of 8 vectors of 16 lanes, int16, or of the first 4 where the others are 0; lanes as WOVEN."""
-    mixed = [
-        [_interleave(builder, inputs[k], inputs[k + 2]) for k in range(first, len(inputs), 4)] for first in (0, 1)
-    ]
+    mixed = [[_interleave(builder, inputs[k], inputs[k + 2]) for k in range(first, len(inputs), 4)] for first in (0, 1)]
     outputs: list[Any] = [None] * 8
     for k in range(4):
         low, high = (
@@ -172,7 +171,8 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
     with cgutils.for_range(builder, pairs, intp=_INDEX) as loop:
         block, column = builder.mul(loop.index, _index(128)), builder.mul(loop.index, _index(16))
         ends = [
-            builder.load(builder.gep(last, [builder.add(builder.mul(loop.index, _index(2)), _index(k))])) for k in (0, 1)
+            builder.load(builder.gep(last, [builder.add(builder.mul(loop.index, _index(2)), _index(k))]))
+            for k in (0, 1)
         ]
         end = builder.select(builder.icmp_unsigned(">", *ends), *ends)
         with builder.if_else(builder.icmp_unsigned(">=", end, ir.Constant(_U8, SHORT))) as (long, short):
@@ -195,9 +195,7 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
                     constants = []
                     for k in (0, 1):
                         at = builder.add(block, _index(64 * k))
-                        value = builder.mul(
-                            builder.load(builder.gep(coefficients, [at])), builder.load(quantisation)
-                        )
+                        value = builder.mul(builder.load(builder.gep(coefficients, [at])), builder.load(quantisation))
                         value = builder.sext(value, _I32)
                         value = builder.add(builder.shl(value, ir.Constant(_I32, 2)), ir.Constant(_I32, BIAS))
                         value = builder.ashr(value, ir.Constant(_I32, 5))
