@@ -154,8 +154,8 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
 def most_bytes(index: int, image: ImageFile, options: EncodeOptions) -> int:
     """How many bytes `encode_file` can make of an image file at most, by its header: the pixels are more than enough.
 
-    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew. Four times in mode dct: its
-    lowest levels hardly compress.
+    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew. In mode dct four times: the
+    lowest levels of zstd hardly compress.
     """
     if isinstance(image, Stored):
         height, width, size, is_jpeg = image.height, image.width, image.size, image.mode != RAW
