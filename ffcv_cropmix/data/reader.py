@@ -109,6 +109,8 @@ class Beton:
                 if status.st_size == 0:
                     self.fail("it is empty")
                 self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except DataError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: it shrank meanwhile
             raise DataError(f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from None
         size = len(self._file)
