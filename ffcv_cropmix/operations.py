@@ -141,6 +141,9 @@ def _image_at(places, view, position):
     return carray(as_pointer(places[view, 0] + position * height * width * 3), (height, width, 3), np.uint8)
 
 
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+
+
 class _Kind(NamedTuple):
     """What code is compiled for."""
 
@@ -153,6 +156,21 @@ class _Kind(NamedTuple):
     bicubic: bool
     """Bilinear and area are of one compilation."""
     decode: Decode
+
+
+def _decode_dct(data, height, width, box, planar, buffers):
+    """`dct_pixels.decode_dct`, both of its numbers in one."""
+    code, planes = dct_pixels.decode_dct(data, height, width, box, planar, buffers)
+    return code << 1 | planes
+
+
+@cache
+def _compile_decode_dct() -> Any:
+    """`_decode_dct`, compiled once for all decoders."""
+    buffers = dct_pixels.new_buffers(8, 8)
+    kinds = types.int64, types.int64, numba.typeof(np.empty(4, np.int64)), types.boolean, numba.typeof(buffers)
+    dct_pixels.destroy_context(buffers.context)
+    return compiled_once(_decode_dct, types.int64, _BYTES, *kinds)
 
 
 def _readers(kind: _Kind) -> tuple[Any, Any, Any]:
@@ -176,9 +194,12 @@ def _readers(kind: _Kind) -> tuple[Any, Any, Any]:
         def destroy_buffers(buffers):
             dct_pixels.destroy_context(buffers.context)
 
+        decode_dct = _compile_decode_dct()
+
         @jit
         def read_image(data, height, width, box, buffers):
-            return dct_pixels.decode_dct(data, height, width, box, planar, buffers)
+            both = decode_dct(data, height, width, box, planar, buffers)
+            return both >> 1, (both & 1) == 1
 
     else:
 
@@ -303,9 +324,10 @@ def _compile(kind: _Kind) -> tuple[Any, Any, Any]:
 
     sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])
     places = np.ones((1, 3), np.int64)
-    workspace = numba.typeof(new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1))
-    data, whole = types.Array(types.uint8, 1, "C", readonly=True), types.int64
-    arguments = (whole, data, *[whole] * 3, kind.options, *[whole] * 3, workspace, numba.typeof(places), whole)
+    empty = new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1)
+    workspace, whole = numba.typeof(empty), types.int64
+    destroy_workspace(empty)
+    arguments = (whole, _BYTES, *[whole] * 3, kind.options, *[whole] * 3, workspace, numba.typeof(places), whole)
     return new_workspace, destroy_workspace, compiled_once(render_sample, whole, *arguments)
 
 

@@ -31,6 +31,9 @@ _FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **_OPTIONS}
 # wraps each function for both, and compiles it anew for each constant that it is called with.
 _UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 jit = register_jitable(**_UNWRAPPED, **_OPTIONS)
+
+# The same, for a kernel that is handed all arrays and returns numbers. Numba counts the references to each array of a
+# tuple that a function is called with, by atomic additions; here it does not, and has less to compile.
 uncounted = register_jitable(_nrt=False, **_UNWRAPPED, **_OPTIONS)
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
