@@ -177,3 +177,37 @@ def dct_header(height: int, width: int, factors: list[tuple[int, int]], codes: l
     sampling = bytes([16 * h + v for h, v in factors] + none)
     lengths = np.array([*codes, *none, *escapes, *none], "<u4").tobytes()
     return b"DCT\1" + np.array([height, width], "<u2").tobytes() + bytes([len(factors)]) + sampling + lengths
+
+
+def cosines() -> list[list[float]]:
+    """The orthonormal DCT of 8 values: coefficient k is the sum over x of cosines[k][x] * value[x]."""
+    return [
+        [math.sqrt((1 if k == 0 else 2) / 8) * math.cos((2 * x + 1) * k * math.pi / 16) for x in range(8)]
+        for k in range(8)
+    ]
+
+
+def inverse_dct(coefficients: np.ndarray) -> np.ndarray:
+    """The samples, not rounded, of a block's coefficients, both (8, 8) (ITU-T T.81, A.3.3)."""
+    basis, samples = cosines(), np.full((8, 8), 128.0)
+    for y in range(8):
+        for x in range(8):
+            for v in range(8):
+                for u in range(8):
+                    samples[y, x] += basis[v][y] * basis[u][x] * coefficients[v, u]
+    return samples
+
+
+def colour_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What libjpeg adds to luma: for red of red (256,), for green of blue and red (256, 256), for blue of blue."""
+
+    def fix(x: float) -> int:
+        return int(x * 65536 + 0.5)
+
+    of_red = [(fix(1.40200) * (red - 128) + 32768) >> 16 for red in range(256)]
+    of_blue = [(fix(1.77200) * (blue - 128) + 32768) >> 16 for blue in range(256)]
+    of_green = [
+        [(-fix(0.34414) * (blue - 128) + 32768 - fix(0.71414) * (red - 128)) >> 16 for red in range(256)]
+        for blue in range(256)
+    ]
+    return np.array(of_red), np.array(of_green), np.array(of_blue)

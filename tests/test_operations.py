@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 import subprocess
@@ -26,6 +27,7 @@ from ffcv_cropmix import (
     CenterCropRGBImageDecoder,
     CropMixRGBImageDecoder,
     Loader,
+    MixPlan,
     MultiViewRGBImageDecoder,
     ToTorchViews,
     ViewSpec,
@@ -34,7 +36,7 @@ from ffcv_cropmix import (
 )
 from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.operations import DecodeError
-from tests.betons import COUNT, damaged, stored_image
+from tests.betons import COUNT, damaged, payload, stored_image
 
 SIZE = (24, 31)
 OPTIONS = {
@@ -363,7 +365,8 @@ for index in range(8):
     print(hashlib.sha256(cropmix(image, plan, (17, 5), "bicubic").tobytes()).hexdigest())
 if registers:
     options_type = operations.numba.typeof(decoder._options)
-    code = operations._compile(decoder._draw, options_type, False, "ycbcr")[1].__wrapped__._library.get_asm_str()
+    kind = operations._Kind(decoder._draw, options_type, False, False, "ycbcr")
+    code = operations._compile(kind)[2].__wrapped__._library.get_asm_str()
     assert f"%{registers[0]}mm" in code
     assert not any(f"%{wider}mm" in code for wider in registers[1:])
 """
@@ -425,3 +428,43 @@ def test_same_bytes_with_any_number_of_threads(betons) -> None:
     lines = result.stdout.split()
     assert len(lines) == 4
     assert len(set(lines)) == 1
+
+
+def accurate_image(jpg: Path, index: int) -> np.ndarray:
+    """The image as libjpeg-turbo decodes it accurately: Pillow."""
+    address, size = payload(jpg, index)
+    return np.asarray(Image.open(io.BytesIO(jpg.read_bytes()[address : address + size])).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("name", "interpolation", "decode"),
+    [*((name, "bilinear", "rgb") for name in OPTIONS), ("cutmix", "area", "rows"), ("mixup", "bicubic", "ycbcr")],
+)
+def test_coefficients_are_drawn_as_the_jpegs_accurate_pixels(
+    sealed: dict[str, Path], sealed_dct: Path, name: str, interpolation: str, decode: str
+) -> None:
+    decoder = CropMixRGBImageDecoder(SIZE, interpolation=interpolation, decode=decode, **OPTIONS[name])
+    loader = Loader(sealed_dct, 8, num_workers=2, pipelines=pipelines(decoder), drop_last=False)
+    images = read(loader)
+    assert sorted(images) == list(range(COUNT))
+    for index, image in images.items():
+        source = accurate_image(sealed["jpg"], index)
+        plan = sample_plan(*source.shape[:2], output_size=SIZE, index=index, **OPTIONS[name])
+        np.testing.assert_array_equal(image, cropmix(source, plan, SIZE, interpolation))
+
+
+def test_coefficients_in_other_decoders(sealed: dict[str, Path], sealed_dct: Path) -> None:
+    centre = read(Loader(sealed_dct, 8, num_workers=2, pipelines=pipelines(CenterCropRGBImageDecoder(SIZE))))
+    specs = [ViewSpec(SIZE, scale=(0.01, 0.1)), ViewSpec(SIZE, number=3)]
+    both = read(Loader(sealed_dct, 8, num_workers=2, pipelines=pipelines(MultiViewRGBImageDecoder(specs, seed=4))))
+    for index, image in centre.items():
+        source = accurate_image(sealed["jpg"], index)
+        height, width, _ = source.shape
+        side = max(int(224 / 256 * min(height, width)), 1)
+        crop = ((height - side) // 2, (width - side) // 2, side, side)
+        expected = cropmix(source, MixPlan(crops=[crop]), SIZE)
+        np.testing.assert_array_equal(image, expected, err_msg=f"{index}")
+        for view, spec in enumerate(specs):
+            drawn = {"scale": spec.scale, "number": spec.number, "seed": 4}
+            plan = sample_plan(height, width, output_size=SIZE, index=index, view=view, **drawn)
+            np.testing.assert_array_equal(both[index][view], cropmix(source, plan, SIZE))

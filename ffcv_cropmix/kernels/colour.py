@@ -8,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from .idct import _I16, _I32, _LONGS, _WORDS, _interleave, _saturate, _weighted_pairs, _weave
+from .idct import _I16, _I32, _LONGS, _WORDS, _interleave, _saturate, _weave, _weighted_pairs
 from .vectors import _INDEX, _U8, _compiles, _constant, _index, _load, _shuffle, _splat, _store
 
 PIXELS, GROUP = 32, 16  # at a time
@@ -110,7 +110,7 @@ def _emit_ycbcr_to_rgb(builder, samples, luma, blue, red, pixels, start, count):
     with cgutils.for_range_slice(builder, _index(0), count, _index(PIXELS), _INDEX) as (column, _):
         halves = zip(*(_interleave(builder, _load(builder, source, column, PIXELS), zero) for source in sources))
         channels = [_emit_convert(builder, *(builder.bitcast(half, _WORDS) for half in planes)) for planes in halves]
-        red, green, blue = (_saturate(builder, *both, 0, 255, _U8) for both in zip(*channels))
+        red, green, blue = (_saturate(builder, low, high, 0, 255, _U8) for low, high in zip(*channels))
         first = _shuffle(builder, red, green, list(range(2 * PIXELS)))
         second = _shuffle(builder, blue, blue, list(range(2 * PIXELS)))
         lanes = [channel * PIXELS + pixel for pixel in range(PIXELS) for channel in range(3)]

@@ -61,7 +61,7 @@ WOVEN = [0, 4, 1, 5, 2, 6, 3, 7]  # the order in which `_shift_and_weave` leaves
 
 
 def _unpack(size: int, high: bool, group: int) -> list[int]:
-    """Lanes that interleave one half of each of the two groups of `size`, of lanes `group` at a time, of two vectors."""
+    """Lanes that interleave, `group` at a time, one half of each of the two blocks of `size` lanes of two vectors."""
     half = size // 2
     return [
         side * 2 * size + block * size + high * half + k * group + j
@@ -89,7 +89,7 @@ def _weighted_pairs(builder: Any, pairs: Any, first: int, second: int) -> Any:
 
 
 def _saturate(builder: Any, first: Any, second: Any, low: int, high: int, kind: Any) -> Any:
-    """Of two groups of lanes in both vectors, first[0], second[0], first[1], second[1], clipped: vpackssdw, vpackuswb."""
+    """The two blocks of lanes of each vector, in turn, clipped to bounds and to the width of `kind`: vpackuswb."""
     size = first.type.count // 2
     lanes = [side * 2 * size + group * size + k for group in (0, 1) for side in (0, 1) for k in range(size)]
     both = _shuffle(builder, first, second, lanes)
@@ -159,9 +159,9 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
         columns[0] = builder.add(columns[0], _constant(_WORDS, BIAS))
         samples = _emit_whole(builder, columns, 0, SECOND_SHIFT)
         packed = [_saturate(builder, samples[k], samples[k + 4], 0, 255, _U8) for k in range(4)]
-        pairs = [_interleave(builder, *packed[k : k + 2]) for k in (0, 2)]
-        fours = [_interleave(builder, *both, 2) for both in zip(*pairs)]  # [columns 0, 4 and on][rows]
-        eights = [vector for both in zip(*fours) for vector in _interleave(builder, *both, 4)]
+        pairs = [_interleave(builder, packed[k], packed[k + 1]) for k in (0, 2)]
+        fours = [_interleave(builder, first, second, 2) for first, second in zip(*pairs)]  # [columns 0, 4 and on][rows]
+        eights = [vector for first, second in zip(*fours) for vector in _interleave(builder, first, second, 4)]
         for k, both in enumerate(eights):
             for side in (0, 1):
                 lanes = [16 * block + 8 * side + lane for block in (0, 1) for lane in range(8)]
@@ -188,9 +188,10 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
                     pairs_ = [[_interleave(builder, inputs[k], inputs[k + 2])[0]] for k in (0, 1)]
                     outputs = [_emit_two(builder, pairs_, k, 1 << (FIRST_SHIFT - 1)) for k in range(4)]
                     outputs = [first for first, _ in outputs] + [second for _, second in reversed(outputs)]
-                    woven = [_shift_and_weave(builder, *outputs[k : k + 2], FIRST_SHIFT) for k in (0, 2, 4, 6)]
-                    halves = [_interleave(builder, *woven[k : k + 2], 2) for k in (0, 2)]
-                    rows([part for both in zip(*halves) for part in _interleave(builder, *both, 4)], column)
+                    woven = [_shift_and_weave(builder, outputs[k], outputs[k + 1], FIRST_SHIFT) for k in (0, 2, 4, 6)]
+                    halves = [_interleave(builder, woven[k], woven[k + 1], 2) for k in (0, 2)]
+                    columns = [part for both in zip(*halves) for part in _interleave(builder, both[0], both[1], 4)]
+                    rows(columns, column)
                 with none:
                     constants = []
                     for k in (0, 1):
@@ -203,6 +204,6 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
                             bound = ir.Constant(_I32, limit)
                             value = builder.select(builder.icmp_signed(relation, value, bound), bound, value)
                         constants.append(_splat(builder, builder.trunc(value, _U8), 8))
-                    row = _shuffle(builder, *constants, list(range(16)))
+                    row = _shuffle(builder, constants[0], constants[1], list(range(16)))
                     for place in places:
                         _store(builder, row, plane, builder.add(place, column))

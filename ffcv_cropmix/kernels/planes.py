@@ -16,10 +16,9 @@ from .render import layer_share, lost, visible_lanes
 from .sampling import MAX_VIEWS, MIXUP
 from .vectors import LANES, MOST_CUT_TAPS, finish, horizontal_planes, transpose, vertical
 
-
-# Columns of a layout, int64 (3, LAYOUT), of the planes of luma, blue and red: the first sample, samples from row to row,
-# size; how many pixels a sample stands for, down and across, and along which of them libjpeg makes these of it and its
-# neighbour (a triangle filter), else it is repeated; which columns hold samples (FIRST, COUNT; `dct_pixels` only).
+# Columns of a layout, int64 (3, LAYOUT), of the planes of luma, blue and red: first sample; samples from row to row;
+# size; how many pixels a sample stands for, down and across; along which of them libjpeg makes these of it and its
+# neighbour (a triangle filter), else it is repeated; which of its columns are in use (`dct_pixels` only).
 PLANE, STRIDE, HEIGHT, WIDTH, DOWN, ACROSS, DOWN_TRIANGLE, ACROSS_TRIANGLE, FIRST, COUNT = range(10)
 LAYOUT = 10
 

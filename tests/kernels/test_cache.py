@@ -89,9 +89,9 @@ def test_all_sources_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_closures_are_told_apart() -> None:
-    new_plain, render_plain = operations._compile(operations._draw_cropmix, OPTIONS, False, "rgb")
-    new_planes, render_planes = operations._compile(operations._draw_cropmix, OPTIONS, False, "ycbcr")
-    names = {cache.identity(value) for value in (new_plain, render_plain, new_planes, render_planes)}
+    kind = operations._Kind(operations._draw_cropmix, OPTIONS, dct=False, bicubic=False, decode="rgb")
+    compiled = [operations._compile(kind._replace(decode=decode)) for decode in ("rgb", "ycbcr")]
+    names = {cache.identity(functions[k]) for functions in compiled for k in (0, 2)}
     names |= {cache.identity(functional._compile(bicubic)) for bicubic in (False, True)}
     names |= {cache.identity(value) for value in (turbojpeg.new_handle, turbojpeg.destroy_handle)}
     assert len(names) == 8

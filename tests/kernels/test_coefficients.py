@@ -19,7 +19,7 @@ from ffcv_cropmix.kernels.coefficients import (
 from ffcv_cropmix.kernels.planes import compose_upsampling
 from ffcv_cropmix.kernels.render import pixels_needed
 from tests import naive
-from tests.kernels.test_layers import HEIGHT, layers_of
+from tests.kernels.test_layers import HEIGHT, WIDTH, layers_of
 
 NAMES = {"bilinear": BILINEAR, "area": AREA}
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (5, 5), (11, 7), (70, 33), (100, 50), (500, 7), (33, 224)]
