@@ -52,7 +52,7 @@ _CAUSES = {
     turbojpeg.BAD_DATA: "its JPEG is damaged, or neither RGB nor gray",
     BAD_DCT: "its coefficients are damaged",
     OTHER_SIZE: "its coefficients are of an image of another size than the metadata say",
-    _BAD_MODE: "its mode is none of its field",
+    _BAD_MODE: "its mode is neither jpg nor raw, nor dct in a field of that",
     _BAD_RAW_SIZE: "its raw data have another size than the metadata say",
     _BAD_CHECKSUM: "its data are not those that were written: their checksum differs",
 }

@@ -77,6 +77,16 @@ def test_damage_does_not_spread(run, betons, tmp_path: Path) -> None:
     assert [sample["index"] for sample in result["damaged"]] == list(range(8, 8 + len(DAMAGES)))
 
 
+def test_coefficients(run, sealed_dct: Path, tmp_path: Path) -> None:
+    status, out, _ = run(sealed_dct, "--full", "--num_workers=2")
+    assert (status, out.splitlines()[2]) == (0, f"{COUNT} images decoded, 0 samples damaged")
+    path = damaged(sealed_dct, tmp_path / "damaged.beton", 11, "a bit")
+    status, out, _ = run(path, "--full")
+    assert status == 1
+    assert out.splitlines()[2] == f"{COUNT} images decoded, 1 samples damaged"
+    assert out.splitlines()[3].startswith("  sample 11, of class 11: ")
+
+
 def test_the_summary_is_one_screen() -> None:
     samples = [{"index": k, "label": None, "cause": DIFFERS} for k in range(1234)]
     known = {"file": "x.beton", "samples": 2000, "fields": ["image"], "classes": None, "checksums": True}
