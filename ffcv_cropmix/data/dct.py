@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from backports import zstd
@@ -17,6 +18,7 @@ from .jpeg import Coded, Component, Header, read_jpeg, write_jpeg
 _new_dct_buffers, _open_dct, _decode_codes = entry(dct.new_buffers), entry(dct.open_dct), entry(dct.decode_codes)
 _new_buffers, _decode_dct = entry(dct_pixels.new_buffers), entry(dct_pixels.decode_dct)
 _destroy_context = dct_pixels.destroy_context
+_STEP = 512  # px, in which working memory grows
 
 
 @cache
@@ -82,12 +84,25 @@ def encode_dct(data: bytes, height: int, width: int, level: int) -> bytes | None
     return pack(coded, level) if coded else None
 
 
+class _Reader:
+    """Working memory for images up to a size, which takes longer to get than many an image to decode."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.buffers = _new_buffers(height, width)
+        finalize(self, _destroy_context, self.buffers.context)
+
+
+_reader = lru_cache(maxsize=1)(_Reader)
+
+
 def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
-    """The RGB pixels of a sample of this size, uint8 (height, width, 3), as the decoders have them; None: damaged."""
-    buffers = _new_buffers(height, width)
+    """The RGB pixels of a sample of this size, uint8 (height, width, 3), as the decoders have them; None: damaged.
+
+    A view of memory that the next call overwrites.
+    """
+    buffers = _reader(-(-height // _STEP) * _STEP, -(-width // _STEP) * _STEP).buffers
     box = np.array([0, 0, height, width])
     code, _ = _decode_dct(np.frombuffer(sample, np.uint8), height, width, box, False, buffers)
-    _destroy_context(buffers.context)
     return buffers.pixels[: 3 * height * width].reshape(height, width, 3) if code == OK else None
 
 
