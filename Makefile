@@ -21,9 +21,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# BETON: one jpg, one raw, or both; by default made from scikit-learn's photos. DESCRIPTION: of the images.
+# PHOTOS: a folder of images, written in all ways; or BETON: files. By default scikit-learn's. DESCRIPTION: of the images.
 bench: $(VENV)/.bench  ## measure against FFCV and others, and rewrite tables and plot
-	$(BIN)/python benchmarks/throughput.py $(if $(BETON),--beton $(BETON)) $(if $(DESCRIPTION),--description "$(DESCRIPTION)") --json $(RESULTS)
+	$(BIN)/python benchmarks/throughput.py $(if $(BETON),--beton $(BETON)) $(if $(PHOTOS),--data_dir "$(PHOTOS)") $(if $(DESCRIPTION),--description "$(DESCRIPTION)") --json $(RESULTS)
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 
 # A stamp tells which extra is installed, from which versions.

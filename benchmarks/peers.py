@@ -434,7 +434,7 @@ class _Dali:
 
 
 _DRAWN: dict[str, Any] = {"number": NUMBERS, "operation": "mixup", "inter_aug": True, "flip_probability": 0.5}
-_BETONS = ("jpg", "raw")
+_FFCVS, _BETONS = ("jpg", "raw"), ("jpg", "dct", "raw")
 
 
 def _ours(label: str, reads: tuple[str, ...] = _BETONS, **options: Any) -> Peer:
@@ -447,19 +447,19 @@ STOCK, CROPMIX, AUTHORS = "stock", "cropmix", "authors"
 PEERS: dict[str, Peer] = {
     CROPMIX: _ours("CropMix, this package"),
     "cropmix-rows": _ours('CropMix, decode="rows"', ("jpg",), decode="rows"),
-    "cropmix-ycbcr": _ours('CropMix, decode="ycbcr"', ("jpg",), decode="ycbcr"),
+    "cropmix-ycbcr": _ours('CropMix, decode="ycbcr"', ("jpg", "dct"), decode="ycbcr"),
     "cropmix-one": _ours("one crop, this package (number=1)", number=1, scale=0.08),
-    STOCK: Peer("one crop, FFCV (RandomResizedCrop)", _stock, _BETONS),
+    STOCK: Peer("one crop, FFCV (RandomResizedCrop)", _stock, _FFCVS),
     "views": Peer("two crops of one decode, this package", _views, _BETONS),
-    "views-stock": Peer("two crops, FFCV (two pipelines, each decodes)", _stock_views, _BETONS),
-    "naive": Peer("CropMix from FFCV's parts", _naive, _BETONS),
+    "views-stock": Peer("two crops, FFCV (two pipelines, each decodes)", _stock_views, _FFCVS),
+    "naive": Peer("CropMix from FFCV's parts", _naive, _FFCVS),
     AUTHORS: Peer("CropMix, the authors' algorithm (Pillow, DataLoader)", _authors, ("files",)),
     "transform": Peer("CropMix, transforms.CropMix (Pillow, DataLoader)", _transform, ("files",)),
     "torchvision": Peer("CropMix, torchvision v2 on tensors (DataLoader)", _torchvision, ("files",)),
     "spdl": Peer("CropMix, SPDL and OpenCV", _Spdl, ("files",), "spdl.pipeline"),
     "dali": Peer("CropMix, NVIDIA DALI on the CPU", _Dali, ("files",), "nvidia.dali"),
     "decode": Peer("limit: decode only, no crop", _read_only(True), ("jpg",)),
-    "copy": Peer("limit: copy the stored bytes only", _read_only(False), _BETONS),
+    "copy": Peer("limit: copy the stored bytes only", _read_only(False), _FFCVS),
 }
 
 
@@ -469,7 +469,8 @@ def _variants() -> dict[str, Peer]:
         for operation, numbers in product(("mixup", "cutmix"), ((2,), (3,), (4,), NUMBERS)):
             for inter_aug in (True, False) if decode == "rgb" else (True,):
                 options = {"operation": operation, "number": numbers, "inter_aug": inter_aug, "decode": decode}
-                peer = _ours("CropMix", _BETONS if decode == "rgb" else ("jpg",), **options)
+                reads = {"rgb": _BETONS, "rows": ("jpg",), "ycbcr": ("jpg", "dct")}[decode]
+                peer = _ours("CropMix", reads, **options)
                 name = f"{operation}-{''.join(map(str, numbers))}"
                 variants[name + "-plain" * (not inter_aug) + f"-{decode}" * (decode != "rgb")] = peer
     return {name: peer for name, peer in variants.items() if not name.startswith("mixup-234") or "plain" in name}

@@ -20,8 +20,14 @@ from peers import CROPMIX, PEERS, STOCK
 
 REPOSITORY = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
-MODES = {"jpg": "JPEG", "raw": "raw"}
-LIMITS = ("decode", "copy")
+IMAGENET = 1_281_167  # images of its training set
+
+
+def name_of(mode: str) -> str:
+    """A kind of file (`throughput.kind_of`) in words."""
+    kind, *rest = mode.split()
+    level = f", level {rest.pop(0)}" if kind == "dct" else ""
+    return f"{'JPEG' if kind == 'jpg' else kind}{level}{', re-encoded' if rest else ''}"
 
 
 def replaced(text: str, content: str, name: str) -> str:
@@ -48,7 +54,9 @@ class Results:
         self.report = report
         self.output_size = output_size or max(result["output_size"] for result in report["results"])
         self.num_workers = num_workers or min(result["num_workers"] for result in report["results"])
-        self.modes = [mode for mode in MODES if mode in report["data"]]
+        self.kinds = list(report["data"])
+        firsts = (next((mode for mode in self.kinds if mode.startswith(kind)), None) for kind in ("jpg", "raw"))
+        self.modes = [mode for mode in firsts if mode] or self.kinds[:1]
         chosen = (self.output_size, self.num_workers)
         self.results = [r for r in report["results"] if (r["output_size"], r["num_workers"]) == chosen]
 
@@ -99,7 +107,7 @@ def main_table(results: Results) -> str:
     modes = results.modes
     head = [f"{results.output_size} px, {results.num_workers} worker{'s'[: results.num_workers > 1]}"]
     for mode in modes:
-        head += [f"{MODES[mode]}: images/s", "ratio (quartiles)", "memory"]
+        head += [f"{name_of(mode)}: images/s", "ratio (quartiles)", "memory"]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
     memory = {(entry["peer"], entry["mode"]): entry for entry in results.report["memory"]}
     for name, peer in PEERS.items():
@@ -115,21 +123,43 @@ def main_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def files_table(results: Results) -> str:
+    """How large each kind of file is, and how fast it is read."""
+    head = ["how the file was written", "bytes an image", "ImageNet", "FFCV, one crop: images/s", "CropMix: images/s"]
+    lines = [_row([*head, "ratio", 'CropMix, "ycbcr": images/s', "ratio"]), _row(["---", *["---:"] * 7])]
+    for mode in results.kinds:
+        data = results.report["data"][mode]
+        size = data["bytes"] / data["images"]
+        cells = [name_of(mode), f"{size:,.0f}", f"{size * IMAGENET / 1e9:,.0f} GB"]
+        stock = results.of_peer(STOCK, mode)
+        cells.append(f"{stock['images_per_second']:,.0f}" if stock else "")
+        for peer in (CROPMIX, "cropmix-ycbcr"):
+            found = results.of_peer(peer, mode)
+            cells += [f"{found['images_per_second']:,.0f}", f"{found['ratio']['median']:.2f}"] if found else ["", ""]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
 def notes(results: Results) -> list[str]:
     """Lines under the main table: what else was measured, and what was not."""
     report, lines = results.report, []
     for mode in results.modes:
         ours = results.of_peer(CROPMIX, mode)
         if ours and ours["times_authors"]:
-            lines.append(f"{MODES[mode]}: {ours['times_authors']:.1f} times the authors' algorithm on the JPEG files.")
+            lines.append(
+                f"{name_of(mode)}: {ours['times_authors']:.1f} times the authors' algorithm on the JPEG files."
+            )
     first = {(entry["peer"], entry["mode"]): entry["seconds"] for entry in report["first_batch"]}
     if first:
         times = [
-            f"{MODES[m]} {first[CROPMIX, m]:.1f} s (FFCV {first[STOCK, m]:.1f} s)" for _, m in first if _ == CROPMIX
+            f"{name_of(mode)} {seconds:.1f} s"
+            + (f" (FFCV {first[STOCK, mode]:.1f} s)" if (STOCK, mode) in first else "")
+            for (peer, mode), seconds in first.items()
+            if peer == CROPMIX
         ]
         lines.append(f"First batch in a fresh process, compilation included: {', '.join(times)}.")
     for entry in report["memory"]:
-        if entry["peer"] == CROPMIX and entry["decode_buffers_mib"]:
+        if entry["peer"] == CROPMIX and entry["mode"] in results.modes and entry["decode_buffers_mib"]:
             stock = next(e for e in report["memory"] if (e["peer"], e["mode"]) == (STOCK, entry["mode"]))
             lines.append(
                 f"Memory: peak resident, batches of {entry['batch_size']}. Of it, buffers of decoded JPEGs: "
@@ -144,7 +174,8 @@ def notes(results: Results) -> list[str]:
 def readme_section(report: dict[str, Any]) -> str:
     """What the README has between its markers."""
     results = Results(report)
-    return "\n\n".join([main_table(results), *notes(results), conditions(results)])
+    files = [files_table(results)] if len(results.kinds) > 2 else []
+    return "\n\n".join([*files, main_table(results), *notes(results), conditions(results)])
 
 
 def variants_section(report: dict[str, Any]) -> str:
@@ -158,10 +189,10 @@ def variants_section(report: dict[str, Any]) -> str:
     sizes = sorted({result["output_size"] for result in report["results"]}, reverse=True)
     for size, workers in product(sizes, sorted({result["num_workers"] for result in report["results"]})):
         results = Results(report, size, workers)
-        columns = [("raw", "rgb"), ("jpg", "rgb"), ("jpg", "rows"), ("jpg", "ycbcr")]
-        columns = [column for column in columns if column[0] in results.modes]
+        ways = {"raw": ("rgb",), "jpg": ("rgb", "rows", "ycbcr"), "dct": ("rgb", "ycbcr")}
+        columns = [(mode, decode) for mode in results.kinds for decode in ways[mode.split()[0]]]
         head = [f"{size} px, {workers} worker{'s'[: workers > 1]}"]
-        head += [MODES[mode] if mode == "raw" else f'{MODES[mode]}, decode="{decode}"' for mode, decode in columns]
+        head += [name_of(mode) + (f', decode="{decode}"' if mode != "raw" else "") for mode, decode in columns]
         lines = [_row(head), _row(["---", *["---:"] * len(columns)])]
         for label, options in rows:
             cells = [label]
@@ -173,20 +204,49 @@ def variants_section(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _draw_sizes(axes: Any, results: Results) -> None:
+    """Speed against size: a point for each kind of file, of CropMix and of FFCV's one crop."""
+    points = {CROPMIX: ("CropMix", "o", "#1f4e79"), "cropmix-ycbcr": ('CropMix, decode="ycbcr"', "^", "#2e9e6b")}
+    points[STOCK] = ("FFCV, one crop", "s", "#7f7f7f")
+    for peer, (label, marker, color) in points.items():
+        found = [(mode, result) for mode in results.kinds if (result := results.of_peer(peer, mode))]
+        sizes = [results.report["data"][mode]["bytes"] / results.report["data"][mode]["images"] for mode, _ in found]
+        speeds = [result["images_per_second"] for _, result in found]
+        axes.scatter([size / 1e3 for size in sizes], speeds, label=label, marker=marker, color=color)
+        for (mode, _), size, speed in zip(found, sizes, speeds):
+            if peer == CROPMIX:
+                axes.annotate(name_of(mode), (size / 1e3, speed), (6, -3), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("KB an image")
+    axes.set_ylabel("images/s")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
 def draw(report: dict[str, Any]) -> Figure:
-    """Horizontal bars: each peer's ratio to FFCV's one crop, on JPEG and on raw images."""
+    """Each peer's ratio to FFCV's one crop, on JPEG and on raw images; and speed against size, of more kinds."""
     results = Results(report)
     modes = results.modes
     names = [name for name in PEERS if name != "copy" and any(results.of_peer(name, mode) for mode in modes)]
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(names) + 1.1), layout="constrained")
-    styles = {"jpg": {"color": "#1f4e79"}, "raw": {"color": "#f4b183", "hatch": "///", "edgecolor": "#7f4f24"}}
+    files = len(results.kinds) > 2
+    height = 0.42 * len(names) + 1.1
+    figure, panels = plt.subplots(
+        1 + files, squeeze=False, figsize=(9, height + 4 * files), height_ratios=[height, 4][: 1 + files],
+        layout="constrained",
+    )  # fmt: skip
+    axes = panels[0, 0]
+    if files:
+        _draw_sizes(panels[1, 0], results)
+    dark, light = {"color": "#1f4e79"}, {"color": "#f4b183", "hatch": "///", "edgecolor": "#7f4f24"}
+    styles = {mode: light if mode == "raw" else dark for mode in modes}
     places, ticks, labels, used = 0.0, [], [], set()
     for name in names:
         found = [(mode, result) for mode in modes if (result := results.of_peer(name, mode))]
         for k, (mode, result) in enumerate(found):
             ratio = result["ratio"]["median"]
             style: dict[str, Any] = styles[mode]
-            label = None if mode in used else {"jpg": "JPEG", "raw": "raw .beton"}[mode]
+            label = None if mode in used else f"{name_of(mode)} .beton"
             axes.barh(places + k, ratio, height=0.92, label=label, **style)
             axes.text(ratio, places + k, f" {ratio:.2f}", va="center", fontsize=9)
             used.add(mode)

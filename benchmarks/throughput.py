@@ -2,8 +2,10 @@
 
     python benchmarks/throughput.py --beton jpg.beton raw.beton --json benchmarks/results/throughput.json
 
-Without --beton, two files are made from the photos that come with scikit-learn. JPEGs for the peers that read files are
-taken out of the jpg .beton: all peers have the same images.
+--data_dir FOLDER writes the photos of a folder in all ways of FILES; --beton takes files that are there. Without
+either, jpg and raw files are made of the photos that come with scikit-learn. JPEGs for the peers that read files are
+taken out of the first jpg .beton: all peers have the same images. A file of coefficients is compared with FFCV's one
+crop from the jpg .beton of the same JPEGs.
 
 One process, for each size and number of workers, holds all loaders and measures them in turns, round by round: what
 else the machine does meets all alike. A ratio is of two speeds in the same round; the table has its median over the
@@ -13,11 +15,11 @@ time). A peer more than four times as slow as FFCV's one crop takes part in ever
 
 The JSON:
     date, command, machine {cpu, cores, simd, memory_gib}, versions {package: version}
-    data: {mode: {file, images, mean_height, mean_width, bytes, description}}
+    data: {mode: {file, images, mean_height, mean_width, bytes, description}}, mode as `kind_of` has it
     unavailable: {peer: reason}
     results: a list of
-        peer (key of peers.PEERS or VARIANTS), label, options {of the decoder}, mode (of the .beton compared with: jpg,
-        raw), reads (jpg, raw, files), output_size px, num_workers,
+        peer (key of peers.PEERS or VARIANTS), label, options {of the decoder}, mode (of the .beton, or compared with),
+        reads (a mode, or files), output_size px, num_workers,
         images_per_second (median), ratio {median, quartiles} to FFCV's one crop from the same .beton in the same round,
         times_authors (median; null if that did not run), seconds [a round: per image; null where it did not take part]
     first_batch: a list of {peer, mode, seconds}: from making the loader to its first batch, in a fresh process, two
@@ -52,12 +54,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ffcv.fields.rgb_image import IMAGE_MODES
 from PIL import Image
 from tqdm import tqdm
 
+from ffcv_cropmix.data.images import DCT, JPG, RAW
 from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.data.replacing import replacing
+from ffcv_cropmix.data.sidecar import read_sidecar
 from ffcv_cropmix.errors import DataError, Parser, run_program
 from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
@@ -67,7 +70,16 @@ SLOW, SLOW_ROUNDS = 4, 3
 MEMORY_BATCH = 512
 BUFFERS = 5  # that FFCV fills in turn: batches_ahead + 2
 PACKAGES = ("ffcv", "numba", "numpy", "torch", "torchvision", "pillow", "opencv-python", "spdl", "nvidia-dali-cuda130")
-MODES = {number: mode for mode, number in IMAGE_MODES.items()}
+MODES = {JPG: "jpg", RAW: "raw", DCT: "dct"}
+FILES = {  # --data_dir: name and options of write_dataset.py
+    "jpg": "--write_mode jpg",
+    "dct_1": "--write_mode dct",
+    "dct_-1": "--write_mode dct --dct_level -1",
+    "jpg_reencoded": "--write_mode jpg --reencode",
+    "dct_1_reencoded": "--write_mode dct --reencode",
+    "dct_-1_reencoded": "--write_mode dct --dct_level -1 --reencode",
+    "raw": "--write_mode raw",
+}
 
 
 class Case(NamedTuple):
@@ -93,19 +105,37 @@ def build_betons(folder: Path, count: int = 320) -> list[Path]:
         target = folder / "photos" / ("china", "flower")[k % 2] / f"{k:03}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         photo.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.BICUBIC).save(target)
+    return write_betons(folder / "photos", folder, ("jpg", "raw"))
+
+
+def write_betons(photos: Path, folder: Path, names: Iterable[str] = FILES) -> list[Path]:
+    """Write photos into files of these names of FILES."""
     betons = []
-    for mode in ("jpg", "raw"):
-        betons.append(folder / f"{mode}.beton")
-        options = ["--data_dir", str(folder / "photos"), "--write_mode", mode, "--write_path", str(betons[-1])]
+    for name in names:
+        betons.append(folder / f"{name}.beton")
+        options = ["--data_dir", str(photos.resolve()), *FILES[name].split(), "--write_path", str(betons[-1])]
         subprocess.run([sys.executable, REPOSITORY / "write_dataset.py", *options], check=True, cwd=REPOSITORY)
     return betons
 
 
+def kind_of(beton: Path) -> str:
+    """How a .beton was written: jpg, "dct 1", "dct -1", raw, as its sidecar knows it also "jpg reencoded"."""
+    sidecar, mode = read_sidecar(beton), mode_of(beton)
+    options = sidecar.options if sidecar else {}
+    level = f" {options.get('dct_level', 1)}" if mode == "dct" else ""
+    return f"{mode}{level}{' reencoded' if mode != 'raw' and options.get('reencode') else ''}"
+
+
+def stock_mode(kind: str) -> str:
+    """What FFCV's one crop is read from that a kind of file is compared with: JPEGs for coefficients."""
+    return re.sub(r"^dct -?\d+", "jpg", kind)
+
+
 def mode_of(beton: Path) -> str:
-    """jpg or raw: what all images of a .beton are."""
+    """jpg, dct or raw: what all images of a .beton are."""
     modes = np.unique(Beton(beton).column("image")["mode"])
     if len(modes) != 1:
-        raise DataError(f"{beton}: its images are some jpg, some raw: write it with --write_mode jpg or raw")
+        raise DataError(f"{beton}: its images are some jpg, some raw: write it with --write_mode jpg, dct or raw")
     return MODES[int(modes[0])]
 
 
@@ -159,7 +189,7 @@ def measure(jobs: dict[Case, Job], rounds: int, title: str) -> dict[Case, list[f
     seconds: dict[Case, list[float | None]] = {case: [] for case in loaders}
     for number in tqdm(range(rounds), f"{title}: rounds"):
         for case, passes in loaders.items():
-            slow = first[case] > SLOW * first[Case(STOCK, case.mode)]
+            slow = first[case] > SLOW * first[Case(STOCK, stock_mode(case.mode))]
             taken = not slow or number % SLOW_ROUNDS == 0
             seconds[case].append(seconds_per_image(passes) if taken else None)
     return seconds
@@ -175,8 +205,8 @@ def results(seconds: dict[Case, list[float | None]], side: int, num_workers: int
     entries = []
     for case, times in seconds.items():
         peer = ALL[case.name]
-        ratio = speedups(times, seconds[Case(STOCK, case.mode)])
-        times_authors = speedups(times, seconds.get(Case(AUTHORS, "jpg"), []))
+        ratio = speedups(times, seconds[Case(STOCK, stock_mode(case.mode))])
+        times_authors = speedups(times, next((t for c, t in seconds.items() if c.name == AUTHORS), []))
         entries.append(
             {
                 "peer": case.name,
@@ -234,7 +264,8 @@ def decode_buffers_mib(name: str, job: Job, mode: str) -> float:
     height, width = int(metadata["height"].max()), int(metadata["width"].max())
     if name == STOCK:
         return BUFFERS * job.batch_size * 3 * height * width / 2**20
-    return job.num_workers * 3 * (height + 1) * (width + 1) / 2**20
+    planes = 2 if mode.startswith("dct") else 1  # and the pixels made of them
+    return job.num_workers * 3 * planes * (height + 1) * (width + 1) / 2**20
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -289,9 +320,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; a wrong option ends the program with one line and status 2."""
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add(
-        "--beton", type=Path, nargs="+", metavar="FILE", help="at most one jpg and one raw; of the same images, if both"
-    )
+    add("--beton", type=Path, nargs="+", metavar="FILE", help="of the same images, each written in another way")
+    add("--data_dir", type=Path, metavar="FOLDER", help="photos in a folder for each class, to be written in all ways")
     add("--description", help="of the images, for the tables")
     add("--peers", nargs="+", choices=[*PEERS, "variants"], metavar="PEER", help=", ".join([*PEERS, "variants"]))
     add("--output_size", type=int, nargs="+", default=[224, 160], metavar="PX", help="sides of the images")
@@ -308,6 +338,10 @@ def parse_arguments() -> argparse.Namespace:
     for beton in given.beton or ():
         if not beton.is_file():
             parser.error(f"--beton: {beton}: no such file")
+    if given.data_dir and given.beton:
+        parser.error("--data_dir makes the files that --beton would give: give one of them")
+    if given.data_dir and not given.data_dir.is_dir():
+        parser.error(f"--data_dir: {given.data_dir}: no such folder")
     return given
 
 
@@ -325,19 +359,24 @@ def chosen_peers(names: Sequence[str] | None) -> dict[str, Peer]:
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure; write the JSON after each setting."""
     betons: dict[str, Path] = {}
-    for beton in given.beton or build_betons(folder):
-        if betons.setdefault(mode_of(beton), beton) != beton:
-            raise DataError(f"{beton}: a second file of {mode_of(beton)} images: give one jpg and one raw")
-    files = extract_jpegs(betons["jpg"], folder / "jpeg") if "jpg" in betons else []
+    made = write_betons(given.data_dir, folder) if given.data_dir else given.beton or build_betons(folder)
+    for beton in made:
+        if betons.setdefault(kind_of(beton), beton) != beton:
+            raise DataError(f"{beton}: a second file of {kind_of(beton)} images: give one of each kind")
+    for kind, beton in betons.items():
+        if stock_mode(kind) not in betons:
+            raise DataError(f"{beton}: is compared with a file of {stock_mode(kind)} images: give that, too")
+    jpegs = next((kind for kind in betons if kind.startswith("jpg")), None)
+    files = extract_jpegs(betons[jpegs], folder / "jpeg") if jpegs else []
     peers = chosen_peers(given.peers)
     unavailable = {name: reason for name, peer in peers.items() if (reason := peer.unavailable())}
     if not files:
         unavailable |= {name: "needs a jpg .beton" for name, peer in peers.items() if peer.reads == ("files",)}
     cases = [
-        Case(name, "jpg" if peer.reads == ("files",) else mode)
+        Case(name, mode)
         for mode in betons
         for name, peer in peers.items()
-        if name not in unavailable and (mode in peer.reads or (peer.reads == ("files",) and mode == "jpg"))
+        if name not in unavailable and (mode.split()[0] in peer.reads or (peer.reads == ("files",) and mode == jpegs))
     ]
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
@@ -357,7 +396,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return Job(betons[mode], indices, files, side, num_workers, batch_size)
 
     for mode, name in product(betons, (CROPMIX, STOCK)):
-        if name in peers:
+        if name in peers and mode.split()[0] in peers[name].reads:
             job = job_of(mode, max(given.output_size), max(given.num_workers), given.batch_size)
             entry: dict[str, Any] = {"peer": name, "mode": mode}
             report["first_batch"].append({**entry, "seconds": in_fresh_process(first_batch_seconds, name, job)})

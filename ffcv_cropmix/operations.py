@@ -553,6 +553,9 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
             "ycbcr": the same, and colours stay at half the resolution until the crops are resampled. Where libjpeg
             clips them, at saturated edges, values differ: of ImageNet's photos 0.7 % by more than 1 level. For JPEGs
             with 4:2:0 subsampling, FFCV's own, and not for bicubic; "rows" for the others.
+            Of a DCTImageField only the blocks that the crops need are decoded, and the pixels are those of
+            libjpeg-turbo's accurate decoding (Pillow's). "rows" is the same as "rgb"; "ycbcr" holds for any
+            subsampling but gray.
 
     The decoder's output is uint8 (batch, height, width, 3), as FFCV's.
 

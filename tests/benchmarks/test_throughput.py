@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ import report
 import stages
 import throughput
 from ffcv_cropmix import Loader, MixPlan, cropmix
+from ffcv_cropmix.data.sidecar import read_sidecar, sidecar_path, write_sidecar
 from ffcv_cropmix.errors import DataError
 from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, ArrayMixup, Job, PillowMixup, TensorMixup
 from tests.betons import COUNT, payload, stored_image
@@ -241,6 +243,39 @@ def test_tables_and_plot_come_from_the_json(
     assert (tmp_path / "benchmarks/README.md").read_text() == variants
 
 
+def test_coefficients_are_compared_with_their_jpegs(sealed: dict[str, Path], sealed_dct: Path, tmp_path: Path) -> None:
+    assert [throughput.kind_of(path) for path in (*sealed.values(), sealed_dct)] == ["raw", "jpg", "dct 1"]
+    copy = Path(shutil.copy(sealed_dct, tmp_path))
+    sidecar = read_sidecar(sealed_dct)
+    assert sidecar
+    sidecar.options.update(write_mode="dct", dct_level=-2, reencode=True)
+    with sidecar_path(copy).open("wb") as file:
+        write_sidecar(file, sidecar)
+    assert throughput.kind_of(copy) == "dct -2 reencoded"
+    kinds = ("dct -2 reencoded", "dct 1", "jpg", "raw")
+    assert [throughput.stock_mode(kind) for kind in kinds] == ["jpg reencoded", "jpg", "jpg", "raw"]
+    seconds = {Case(STOCK, "jpg"): [2.0], Case(CROPMIX, "dct 1"): [0.5]}
+    entry = throughput.results(seconds, 224, 1)[1]
+    assert (entry["mode"], entry["ratio"]["median"]) == ("dct 1", 4)
+
+
+def test_each_kind_of_file_has_a_row_and_a_point() -> None:
+    kinds = {"jpg": 100_000, "dct 1": 98_000, "dct -1": 140_000, "jpg reencoded": 50_000, "raw": 500_000}
+    data = {kind: {"bytes": 10 * size, "images": 10} for kind, size in kinds.items()}
+    seconds = {Case(CROPMIX, kind): [0.001] for kind in kinds}
+    seconds |= {Case(STOCK, kind): [0.0025] for kind in ("jpg", "jpg reencoded", "raw")}
+    seconds |= {Case("cropmix-ycbcr", "dct 1"): [0.0005]}
+    made = {"data": data, "results": throughput.results(seconds, 224, 1)}
+    rows = report.files_table(report.Results(made)).splitlines()[2:]
+    assert len(rows) == len(kinds)
+    assert rows[0] == "| JPEG | 100,000 | 128 GB | 400 | 1,000 | 2.50 |  |  |"
+    assert rows[1] == "| dct, level 1 | 98,000 | 126 GB |  | 1,000 | 2.50 | 2,000 | 5.00 |"
+    assert rows[3].startswith("| JPEG, re-encoded | 50,000 | 64 GB |")
+    _, axes = report.draw(made).axes
+    assert {text.get_text() for text in axes.texts} == {report.name_of(kind) for kind in kinds}
+    assert [len(points.get_offsets()) for points in axes.collections] == [5, 1, 3]
+
+
 @pytest.mark.parametrize("markers", ["", "E", "B", "EB", "BBE", "BEE"])
 def test_markers_have_to_be_there_once(markers: str) -> None:
     text = "\n".join({"B": report.BEGIN, "E": report.END}[marker] for marker in markers)
@@ -248,11 +283,13 @@ def test_markers_have_to_be_there_once(markers: str) -> None:
         report.replaced(text, "content", "README.md")
 
 
-def test_two_files_of_a_mode_and_wrong_options(betons: dict[str, Path], tmp_path: Path) -> None:
+def test_files_and_options_that_do_not_fit(betons: dict[str, Path], sealed_dct: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.beton"
     other.write_bytes(betons["raw"].read_bytes())
     for options, status, message in (
         (["--beton", betons["raw"], other], 1, "other.beton: a second file of raw images"),
+        (["--beton", sealed_dct], 1, "dct.beton: is compared with a file of jpg images"),
+        (["--data_dir", tmp_path, "--beton", other], 2, "give one of them"),
         (["--beton", tmp_path / "none.beton"], 2, "none.beton: no such file"),
         (["--num_workers", "1000"], 2, "--num_workers: at most"),
     ):
