@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -154,3 +158,32 @@ def test_damaged_samples() -> None:
         to_jpeg(bytes(sample), height, width)
     assert encode_dct(data[:200] + b"\xff\xd9", height, width, 1) is None
     assert module._decode(data[:200] + b"\xff\xd9", height, width) is None
+
+
+DECODE = """
+import sys
+from pathlib import Path
+from ffcv_cropmix.data.dct import decode_dct
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    height, width = map(int, path.name.split("-")[1:])
+    sys.stdout.buffer.write(decode_dct(path.read_bytes(), height, width).tobytes())
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}, {"NUMBA_DISABLE_JIT": "1"}],
+    ids=["SSE", "interpreted"],
+)
+def test_same_pixels_on_lesser_cpus_and_interpreted(tmp_path: Path, environment: dict[str, str]) -> None:
+    expected = b""
+    for k, sampling in enumerate(("4:1:1", "4:2:0", "4:4:0", "4:4:4")):
+        data = jpeg(photo(5)[:21, :27], sampling)
+        image = pixels(data)
+        (tmp_path / "{}-{}-{}".format(k, *image.shape)).write_bytes(stored(data)[1])
+        expected += image.tobytes()
+    environment = {**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-W", "ignore", "-c", DECODE, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == expected
