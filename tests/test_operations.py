@@ -36,7 +36,7 @@ from ffcv_cropmix import (
 )
 from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.operations import DecodeError
-from tests.betons import COUNT, damaged, payload, stored_image
+from tests.betons import COUNT, damaged, payload, stored_image, write_dct
 
 SIZE = (24, 31)
 OPTIONS = {
@@ -468,3 +468,12 @@ def test_coefficients_in_other_decoders(sealed: dict[str, Path], sealed_dct: Pat
             drawn = {"scale": spec.scale, "number": spec.number, "seed": 4}
             plan = sample_plan(height, width, output_size=SIZE, index=index, view=view, **drawn)
             np.testing.assert_array_equal(both[index][view], cropmix(source, plan, SIZE))
+
+
+def test_planes_of_coefficients_are_close(photos: Path, tmp_path: Path) -> None:
+    path, images = write_dct(photos, tmp_path / "dct.beton"), []
+    for decode in ("rgb", "ycbcr"):
+        decoder = CropMixRGBImageDecoder((112, 96), inter_aug=True, scale=0.1, decode=decode)
+        images.append(np.stack(list(read(Loader(path, 2, num_workers=1, pipelines=pipelines(decoder))).values())))
+    difference = np.abs(images[1].astype(int) - images[0])
+    assert (difference > 0).mean() > 0 and (difference > 1).mean() < 0.0007 and difference.max() <= 3
