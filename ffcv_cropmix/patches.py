@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,30 +20,27 @@ finally:
 from ffcv.memory_managers import OSCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 
+from .kernels.jit import jit  # noqa: E402
+
 torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
 
 
-@cache
-def _mapped_reader() -> Callable[..., Any]:
-    """Read memory-mapped files for FFCV's own loader: typed by its arguments, and compiled once in a process.
+@jit
+def _read_mapped(address, state):
+    """Read a memory-mapped file for FFCV's own loader: of whatever types it gets.
 
-    FFCV declares their types, and makes numba's own uint8 array type immutable for that, which changes the hash of
-    keys in use: "Exception ignored in ... KeyError" when a loader is collected, and slow calls of any compiled code,
-    ours too.
+    FFCV declares them, and makes numba's own uint8 array type immutable for that, which changes the hash of keys in
+    use: "Exception ignored in ... KeyError" when a loader is collected, and slow calls of any compiled code, ours too.
     """
-
-    def read(address, state):
-        data, pointers, sizes = state
-        low, high = 0, len(pointers)
-        while low < high:  # np.searchsorted, which takes 0.3 s to compile
-            middle = (low + high) // 2
-            if pointers[middle] < address:
-                low = middle + 1
-            else:
-                high = middle
-        return data[address : address + sizes[low]]
-
-    return Compiler.compile(read)
+    data, pointers, sizes = state
+    low, high = 0, len(pointers)
+    while low < high:  # np.searchsorted, which takes 0.3 s to compile
+        middle = (low + high) // 2
+        if pointers[middle] < address:
+            low = middle + 1
+        else:
+            high = middle
+    return data[address : address + sizes[low]]
 
 
 def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
@@ -52,5 +48,5 @@ def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., A
     return code if getattr(code, "is_compiled", False) else _ffcv_compile(code, signature)
 
 
-OSCacheManager.compile_reader = lambda manager: _mapped_reader()
+OSCacheManager.compile_reader = lambda manager: _read_mapped
 _ffcv_compile, Compiler.compile = Compiler.compile, staticmethod(_compile)

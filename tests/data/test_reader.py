@@ -50,6 +50,13 @@ def test_has_the_attributes_of_ffcvs_reader(betons) -> None:
     }
 
 
+def test_tables_are_mapped_from_the_file(betons) -> None:
+    loader = Loader(betons["raw"], 4, num_workers=1, pipelines={"image": None})
+    beton = loader.reader
+    for table in (beton.metadata, beton.alloc_table, beton.read("image", 3)):
+        assert np.shares_memory(table, beton.storage().memory)
+
+
 EMPTY_VALUES = """
 import sys
 import numpy as np
