@@ -7,8 +7,8 @@ its own; the two packages take turns, and the table has medians over the rounds.
 process" starts without it, "second process" with what the first one left.
 
 The JSON: date, command, machine, versions, results: a list of
-    package (ffcv_cropmix, ffcv), rows, import_seconds, construction_seconds, first_batch_seconds {first, second process},
-    megabytes (PSS that construction adds), peak_megabytes (resident, above what was resident before), and
+    package (ffcv_cropmix, ffcv), rows, import_seconds, construction_seconds, first_batch_seconds {first, second
+    process}, megabytes (PSS that construction adds), peak_megabytes (resident, above what was resident before), and
     megabytes_of_two (the PSS that two processes add together)
 """
 
@@ -180,7 +180,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         results = run(Path(folder), tuple(given.rows), given.rounds)
-    print(f"{'package':<14}{'rows':>12}{'import':>9}{'made':>8}{'batch 1st':>11}{'2nd':>7}{'MB':>8}{'peak':>8}{'of two':>8}")
+    print("package               rows   import    made  batch 1st    2nd      MB    peak  of two")
     for result in results:
         first, second = result["first_batch_seconds"].values()
         print(
@@ -203,6 +203,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        measure(*sys.argv[2:4], hold="--hold" in sys.argv)
+        measure(sys.argv[2], sys.argv[3], hold="--hold" in sys.argv)
     else:
         main()
