@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def test_images_and_labels(folder: Path, outputs: list[int], labels: list[int]) -> None:
     variant = open_variant(folder, CLASSES)
     assert variant.classes == [1, 3]
-    batches = list(variant.batches(outputs, 28, 0.875, batch_size=3, workers=2))
+    batches = list(variant.batches(outputs, 28, 0.875, "bilinear", batch_size=3, workers=2))
     assert [len(images) for images, _ in batches] == [3, 1]
     assert torch.cat([of for _, of in batches]).tolist() == labels
     reference = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.PILToTensor()])
@@ -62,7 +62,7 @@ def test_folders_that_cannot_be_evaluated(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         open_variant(folder / "missing", CLASSES)
     (folder / CLASSES[1] / "0.png").write_bytes(b"no image")
-    batches = open_variant(folder, CLASSES).batches([1, 3], 28, 0.875, 3, 1)
+    batches = open_variant(folder, CLASSES).batches([1, 3], 28, 0.875, "bilinear", 3, 1)
     with pytest.raises(DataError, match=rf"^{folder / CLASSES[1] / '0.png'} cannot be read"):
         next(batches)
     for path in (folder / CLASSES[1]).iterdir():

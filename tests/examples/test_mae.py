@@ -214,7 +214,7 @@ def pretrained(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_pretraining(pretrained: Path, data: list[str], tmp_path: Path, monkeypatch) -> None:
     files = {path.name for path in pretrained.iterdir()}
-    assert files == {"checkpoint.pt", "final_weights.pt", "log", "params.json", "reconstructions.png"}
+    assert files == {".lock", "checkpoint.pt", "final_weights.pt", "log", "params.json", "reconstructions.png"}
     losses = [line["train_loss"] for line in _log(pretrained)]
     assert losses[-1] < 0.8 * losses[0]
     _stop_and_resume(monkeypatch, lambda: _pretrain(data, tmp_path / "stopped"), at=(1, 1))
