@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba import config
 from PIL import Image
@@ -130,7 +130,11 @@ def cases(draw) -> tuple[np.ndarray, MixPlan, tuple[int, int]]:
     return picture(height, width, draw(st.integers(0, 9))), MixPlan(crops=crops, **plan), output_size
 
 
-@settings(max_examples=30 if INTERPRETED else 400, deadline=None)
+@settings(
+    max_examples=30 if INTERPRETED else 400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # of a busy machine
+)
 @given(cases(), st.sampled_from(INTERPOLATIONS))
 def test_any_plan(case: tuple[np.ndarray, MixPlan, tuple[int, int]], interpolation: str) -> None:
     check(*case, interpolation)
