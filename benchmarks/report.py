@@ -1,4 +1,5 @@
-"""Write the tables of README.md and benchmarks/README.md, and docs/throughput.png, from what throughput.py measured.
+"""Write the tables of README.md and benchmarks/README.md, and docs/throughput.png, from what throughput.py measured
+and start.py, if there is a start.json in the same folder.
 
 python benchmarks/report.py benchmarks/results/throughput.json
 """
@@ -171,11 +172,31 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def readme_section(report: dict[str, Any]) -> str:
+def start_table(start: dict[str, Any]) -> str:
+    """How long a loader takes to start, and its memory, by the number of samples: from what start.py measured."""
+    head = ["samples", "loader", "import", "construction", "first batch, first process", "second", "memory", "of two"]
+    lines = [_row(head), _row(["---:", "---", *["---:"] * 6])]
+    labels = {"ffcv_cropmix": "**this package**", "ffcv": "FFCV"}
+    for result in start["results"]:
+        times = [result["import_seconds"], result["construction_seconds"], *result["first_batch_seconds"].values()]
+        sizes = [result["megabytes"], result["megabytes_of_two"]]
+        cells = [f"{result['rows']:,}", labels[result["package"]], *(f"{seconds:.1f} s" for seconds in times)]
+        lines.append(_row([*cells, *(f"{size:,.0f} MB" for size in sizes)]))
+    return "\n".join(lines)
+
+
+def readme_section(report: dict[str, Any], start: dict[str, Any] | None = None) -> str:
     """What the README has between its markers."""
     results = Results(report)
     files = [files_table(results)] if len(results.kinds) > 2 else []
-    return "\n\n".join([*files, main_table(results), *notes(results), conditions(results)])
+    starts = []
+    if start:
+        starts = [
+            "To start, one worker, files of raw images of 8 x 8 px. Memory is what making a loader adds, in one "
+            f"process and in two together; {start['date']}, `{start['command']}`:",
+            start_table(start),
+        ]
+    return "\n\n".join([*files, main_table(results), *notes(results), conditions(results), *starts])
 
 
 def variants_section(report: dict[str, Any]) -> str:
@@ -272,10 +293,13 @@ def main() -> None:
         report = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a file of results: {error}") from None
+    start = path.with_name("start.json")
+    starts = json.loads(start.read_text()) if start.exists() else None
     matplotlib.use("Agg")
-    for readme, section in (("README.md", readme_section), ("benchmarks/README.md", variants_section)):
+    sections = {"README.md": readme_section(report, starts), "benchmarks/README.md": variants_section(report)}
+    for readme, section in sections.items():
         target = REPOSITORY / readme
-        target.write_text(replaced(target.read_text(), section(report), readme))
+        target.write_text(replaced(target.read_text(), section, readme))
         print(target.relative_to(REPOSITORY))
     draw(report).savefig(REPOSITORY / "docs/throughput.png", dpi=110)
     print("docs/throughput.png")

@@ -241,6 +241,13 @@ def test_tables_and_plot_come_from_the_json(
     report.main()
     assert (tmp_path / "README.md").read_text() == text
     assert (tmp_path / "benchmarks/README.md").read_text() == variants
+    started = {"package": "ffcv", "rows": 1000, "import_seconds": 1.24, "construction_seconds": 2, "megabytes": 5.4}
+    started |= {"first_batch_seconds": {"first": 3, "second": 4}, "megabytes_of_two": 10.6}
+    start = {"date": "2026-01-02", "command": "start.py", "results": [started]}
+    (tmp_path / "start.json").write_text(json.dumps(start))
+    report.main()
+    row = "| 1,000 | FFCV | 1.2 s | 2.0 s | 3.0 s | 4.0 s | 5 MB | 11 MB |"
+    assert row in (tmp_path / "README.md").read_text()
 
 
 def test_coefficients_are_compared_with_their_jpegs(sealed: dict[str, Path], sealed_dct: Path, tmp_path: Path) -> None:
