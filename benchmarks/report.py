@@ -192,8 +192,8 @@ def readme_section(report: dict[str, Any], start: dict[str, Any] | None = None) 
     starts = []
     if start:
         starts = [
-            "To start, one worker, files of raw images of 8 x 8 px. All but the first process find compiled code on disk; "
-            "import and construction are theirs. Memory is what making a loader adds, in one process and in two "
+            "To start, one worker, files of raw images of 8 x 8 px. All but the first process find compiled code on "
+            "disk; import and construction are theirs. Memory is what making a loader adds, in one process and in two "
             f"together; {start['date']}, `{start['command']}`:",
             start_table(start),
         ]
