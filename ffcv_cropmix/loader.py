@@ -133,7 +133,7 @@ class Loader(ffcv.loader.Loader):
         }
         self.fname, self.batch_size, self.num_workers, self.seed = str(fname), batch_size, num_workers, seed
         self.drop_last, self.batches_ahead, self.recompile = drop_last, batches_ahead, recompile
-        self.distributed = False  # to FFCV's orders, which deal samples out in another way: see next_traversal_order
+        self.distributed = distributed
         self.failures: dict[int, DecodeError] = {}
         self.position = (0, 0)
         self.next_epoch = self._first_batch = 0
@@ -153,7 +153,6 @@ class Loader(ffcv.loader.Loader):
             self.memory_manager.compile_reader(),
         )
         self.generate_code()
-        self.distributed = distributed
         self.image_nodes = [node for node in self.graph.nodes if hasattr(getattr(node, "decoder", None), "failures")]
         if len({id(node.decoder) for node in self.image_nodes}) < len(self.image_nodes):
             raise ValueError(
@@ -187,6 +186,7 @@ class Loader(ffcv.loader.Loader):
     @cached_property
     def traversal_order(self) -> TraversalOrder:
         """What orders the rows of a pass."""
+        # FFCV's orders deal samples out to processes in another way: see next_traversal_order
         distributed, self.distributed = self.distributed, False
         try:
             return self._order(self)

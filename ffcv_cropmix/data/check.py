@@ -20,8 +20,6 @@ from .images import DCT, JPG, RAW
 from .reader import IMAGE_COLUMNS, Beton
 from .sidecar import sidecar_path, tables_checksum
 
-_BLOCK = 2**16  # rows
-
 
 def check_beton(path: str | os.PathLike[str], custom_fields: Mapping[str, type[Field]] = {}) -> Beton:
     """Open a .beton file, check its header, fields, tables, pointers and ranges, and compare them with its sidecar.
@@ -63,7 +61,7 @@ def _table_problems(beton: Beton, addresses: np.ndarray) -> Iterator[str]:
     table, order, samples = beton.alloc_table, beton.order, beton.num_samples
     start, end, page_size = (np.uint64(value) for value in (beton.data_start, beton.data_end, beton.page_size))
     previous_end, previous_owner = np.uint64(0), 0
-    for block in beton.blocks():
+    for block in beton.blocks(len(table)):
         entries = table[order[block]] if len(order) else table[block]
         begins, sizes, owners = (np.ascontiguousarray(entries[name]) for name in ("ptr", "size", "sample_id"))
         addresses[block] = begins
@@ -95,10 +93,9 @@ def _field_problems(name: str, beton: Beton, addresses: np.ndarray) -> Iterator[
     if not names and getattr(field, "element_size", 1) == 0:
         return  # nothing is stored
     table, order = beton.alloc_table, beton.order
-    for start in range(0, len(column), _BLOCK):
-        part = column[start : start + _BLOCK]
-        rows = np.arange(start, start + len(part))
-        begins = np.ascontiguousarray(pointers[start : start + _BLOCK])
+    for block in beton.blocks(len(column)):
+        part, rows = column[block], np.arange(block.start, block.stop)
+        begins = np.ascontiguousarray(pointers[block])
         places = np.searchsorted(addresses, begins, "right") - 1  # of several, the largest: the others are empty
         if len(table):
             found = table[order[places] if len(order) else places]
@@ -117,7 +114,6 @@ def _field_problems(name: str, beton: Beton, addresses: np.ndarray) -> Iterator[
             bad = _first((found["size"] != part["size"]) & (part["size"] != 0))
             if bad is not None:
                 yield f"the {name} of sample {rows[bad]} has another size than its allocation table says"
-        beton.release_table()
 
 
 def _image_problems(name: str, rows: np.ndarray, column: np.ndarray, sizes: np.ndarray, dct: bool) -> Iterator[str]:

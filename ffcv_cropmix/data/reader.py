@@ -214,10 +214,10 @@ class Beton:
         if start < len(self._file):
             self._file.madvise(mmap.MADV_DONTNEED, start, len(self._file) - start)
 
-    def blocks(self) -> Iterator[slice]:
-        """Slices of the allocation table that need little memory, one after the other."""
-        for start in range(0, len(self.alloc_table), _BLOCK):
-            yield slice(start, start + _BLOCK)
+    def blocks(self, count: int) -> Iterator[slice]:
+        """Yield slices of so many rows; after each, take the allocation table out of memory."""
+        for start in range(0, count, _BLOCK):
+            yield slice(start, min(start + _BLOCK, count))
             self.release_table()
 
     def _array(self, kind: np.dtype, count: int, offset: int) -> np.ndarray:
@@ -226,7 +226,7 @@ class Beton:
     def _sorting_order(self) -> np.ndarray:
         none = _frozen(np.empty(0, np.uint32))
         last = (-1, -1)
-        for block in self.blocks():
+        for block in self.blocks(len(self.alloc_table)):
             pointers, sizes = (np.ascontiguousarray(self.alloc_table[block][name]) for name in ("ptr", "size"))
             rises = (pointers[1:] > pointers[:-1]) | ((pointers[1:] == pointers[:-1]) & (sizes[1:] >= sizes[:-1]))
             if not rises.all() or (int(pointers[0]), int(sizes[0])) < last:
