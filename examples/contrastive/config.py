@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ffcv_cropmix.options import Switch, parse_options, require
 from ffcv_cropmix.training.config import DataConfig, DistConfig, LoggingConfig, ModelConfig
-from ffcv_cropmix.training.options import Switch, parse_options, require
 
 MAY_DIFFER = frozenset(["resume", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu", "logging"])
 

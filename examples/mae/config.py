@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ffcv_cropmix.options import Switch, parse_options, require
 from ffcv_cropmix.training import config as trainer
 from ffcv_cropmix.training.config import DataConfig, LoggingConfig, ValidationConfig
-from ffcv_cropmix.training.options import Switch, parse_options, require
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .options import Switch, parse_options, require
+from ..options import Switch, parse_options, require
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from ..errors import usage_error
+from .errors import usage_error
 
 T = TypeVar("T")
 
