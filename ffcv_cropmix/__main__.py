@@ -16,7 +16,7 @@ In a clone of the repository:
 Anywhere:
   python -m ffcv_cropmix.verify            is a .beton file whole?
   python -m ffcv_cropmix.extract           a .beton file back to images
-  python -m ffcv_cropmix.visualize         crops, their share of the mix, the mix, drawn
+  python -m ffcv_cropmix.visualize         crops, their share of the mix, the mix, plotted
   python -m ffcv_cropmix.evaluate          accuracy, calibration and robustness, beside the paper's
   python -m ffcv_cropmix.training.compare  runs in one figure and one table
 

@@ -58,7 +58,7 @@ def cropmix(
         plan: from `sample_plan`, or made by hand.
         output_size: (height, width) of the result, px, any size >= 1.
         interpolation: "bilinear", "bicubic" (Pillow's, antialiased) or "area" (OpenCV's INTER_AREA, bilinear along an
-            axis that is enlarged); each view is cropped first, then resized.
+            axis that is enlarged); each crop is cut out first, then resized.
 
     Returns:
         uint8 (output height, output width, 3), rounded once, at the end.

@@ -1,4 +1,4 @@
-"""FFCV operations: decoders that read an image once and draw any number of its crops, mixed, in compiled code."""
+"""FFCV operations: decoders that read an image once and render any number of its crops, mixed, in compiled code."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class DecodeError(DataError):
 
 
 class _Workspace(NamedTuple):
-    """What one thread needs to decode and draw the samples of one batch."""
+    """What one thread needs to decode and render the samples of one batch."""
 
     layers: Any
     plan: Any
@@ -96,7 +96,7 @@ def _int(number):
 
 @jit
 def _new_nothing(interpolation, height, width, output_height, output_width):
-    """In the place of `new_planes_scratch` where no planes are drawn: spares its compilation."""
+    """In the place of `new_planes_scratch` where no planes are rendered: spares its compilation."""
     return ()
 
 
@@ -147,8 +147,8 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 class _Kind(NamedTuple):
     """What code is compiled for."""
 
-    draw: Any
-    """A `_draw`."""
+    sample_layers: Any
+    """A `_sample_layers`."""
     options: Any
     """The type of its options."""
     dct: bool
@@ -243,10 +243,10 @@ def _compile(kind: _Kind) -> tuple[Any, Any, Any]:
         new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, largest output height, largest
             output width) to a _Workspace.
         destroy_workspace: frees what is not numba's.
-        render_sample: decodes one sample, draws the layers that `draw` fills in for each of its images; returns 0, or a
-            key of _CAUSES.
+        render_sample: decode one sample, and render the layers that `sample_layers` fills in for each of its images;
+            return 0, or a key of _CAUSES.
     """
-    draw, dct = kind.draw, kind.dct
+    sample_layers, dct = kind.sample_layers, kind.dct
     new_scratch, render = kernels_of(kind.bicubic)
     new_buffers, destroy_buffers, read_image = _readers(kind)
     planar, boxed = kind.decode == "ycbcr" and not kind.bicubic, dct or kind.decode != "rgb"
@@ -288,7 +288,7 @@ def _compile(kind: _Kind) -> tuple[Any, Any, Any]:
                 box[0], box[1], box[2], box[3] = height, width, 0, 0
                 for view in range(len(options)):
                     size = places[view, 1], places[view, 2]
-                    count, _, _ = draw(options[view], index, epoch, view, height, width, *size, plan, layers)
+                    count, _, _ = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
                     pixels_needed(layers, count, interpolation, *size, box)
             code, planes = read_image(data, height, width, box, image)
         elif mode == RAW and not dct:
@@ -302,7 +302,7 @@ def _compile(kind: _Kind) -> tuple[Any, Any, Any]:
                 out[:] = 0
                 continue
             output_height, output_width, _ = out.shape
-            count, operation, flip = draw(
+            count, operation, flip = sample_layers(
                 options[view], index, epoch, view, height, width, output_height, output_width, plan, layers
             )
             if planar and planes:
@@ -387,16 +387,16 @@ def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
-    """Reads an image once and draws layers of it: what the decoders of this module share.
+    """Reads an image once and renders layers of it: what the decoders of this module share.
 
-    A subclass says which layers, through `_draw` and `_options`, and of what sizes, through `output_size`.
+    A subclass says which layers, through `_sample_layers` and `_options`, and of what sizes, through `output_size`.
     """
 
-    _draw: Any
+    _sample_layers: Any
     """Compiled: (options, index, epoch, view, height, width, output height, output width, plan, layers) ->
     (number of layers, sampling.MIXUP or CUTMIX, flip); fills `layers`, may use `plan`."""
     _options: np.ndarray
-    """What `_draw` gets as its options: an element for each view."""
+    """What `_sample_layers` gets as its options: an element for each view."""
     _places: Any = staticmethod(_images_apart)
     """From the arrays of a batch to where its images are."""
     _result: Any = staticmethod(_first)
@@ -471,7 +471,7 @@ class _LayersRGBImageDecoder(SimpleRGBImageDecoder):
         # Called at each pass: cheap.
         options, interpolation, raises = self._options, self._interpolation, self._on_error == "raise"
         dct = isinstance(self.field, DCTImageField)
-        kind = _Kind(self._draw, numba.typeof(options), dct, interpolation == BICUBIC, self._decode)
+        kind = _Kind(self._sample_layers, numba.typeof(options), dct, interpolation == BICUBIC, self._decode)
         loop = _compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, kind)
         threads = Compiler.num_threads  # of the loader
         places_of, result = self._places, self._result
@@ -514,7 +514,7 @@ def _records(options: Sequence[sampling.SamplingOptions]) -> np.ndarray:
 
 
 @jit
-def _draw_cropmix(options, index, epoch, view, height, width, output_height, output_width, plan, layers):
+def _sample_cropmix(options, index, epoch, view, height, width, output_height, output_width, plan, layers):
     number, flip = sampling.sample(options, index, epoch, view, height, width, output_height, output_width, plan)
     count = collapse(plan, number, options.operation, output_height, output_width, layers)
     return count, options.operation, flip
@@ -525,7 +525,7 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
 
     A drop-in for `ffcv.fields.rgb_image.RandomResizedCropRGBImageDecoder`, for JPEG and raw images. What a sample
     looks like depends on `seed`, the epoch (`set_epoch`) and its row in the .beton alone: not on the number of
-    workers, the batch size or the order. `sample_plan` draws the same.
+    workers, the batch size or the order. `sample_plan` samples the same plans.
 
     Source: arXiv 2205.15955, section 3.
 
@@ -533,13 +533,13 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
         output_size: (height, width) of the images, px; may be set between epochs.
         scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high). The range is cut into as
             many equal bands as there are crops, one crop from each.
-        number: how many crops, 1 to 8, or several to draw from for each image: (2, 3, 4), or 234. 1 is a plain
+        number: how many crops, 1 to 8, or several to choose from for each image: (2, 3, 4), or 234. 1 is a plain
             RandomResizedCrop: with scale=0.08, torchvision's and FFCV's.
         operation: "mixup" or "cutmix".
-        mix_ratio: mixup draws the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
+        mix_ratio: mixup samples the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
         inter_aug: permute the colour channels of one operand of each mixing step.
         ratio: (low, high) aspect ratio, width / height, of the crops.
-        interpolation: "bilinear", "bicubic" (Pillow's, antialiased; slower: each view is resampled and rounded as
+        interpolation: "bilinear", "bicubic" (Pillow's, antialiased; slower: each crop is resampled and rounded as
             Pillow does it) or "area" (OpenCV's INTER_AREA, bilinear along an axis that is enlarged).
         flip_probability: chance that the image is mirrored left to right; spares `RandomHorizontalFlip`.
         seed: 0 to 2**64 - 1.
@@ -564,7 +564,7 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
         DecodeError: while iterating, see `on_error`.
     """
 
-    _draw = staticmethod(_draw_cropmix)
+    _sample_layers = staticmethod(_sample_cropmix)
 
     def __init__(
         self,
@@ -596,7 +596,7 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
 
 
 @jit
-def _draw_center_crop(ratio, index, epoch, view, height, width, output_height, output_width, plan, layers):
+def _sample_center_crop(ratio, index, epoch, view, height, width, output_height, output_width, plan, layers):
     sampling.center_crop(height, width, ratio, plan.crops[0])
     set_layer(layers, 0, plan.crops[0], output_height, output_width)
     return 1, sampling.MIXUP, False
@@ -614,7 +614,7 @@ class CenterCropRGBImageDecoder(_OneImageDecoder):
         ValueError, DecodeError: as `CropMixRGBImageDecoder` does.
     """
 
-    _draw = staticmethod(_draw_center_crop)
+    _sample_layers = staticmethod(_sample_center_crop)
 
     def __init__(
         self,
@@ -663,7 +663,7 @@ class MultiViewRGBImageDecoder(_LayersRGBImageDecoder):
     (batch, height, width, 3). `ToTorchViews` makes tensors of either; `SelectView` takes one view out.
 
     What a view looks like depends on `seed`, the epoch, the row in the .beton and the number of the view alone;
-    `sample_plan(..., view=number)` draws the same, and view 0 is what `CropMixRGBImageDecoder` makes.
+    `sample_plan(..., view=number)` samples the same plan, and view 0 is what `CropMixRGBImageDecoder` makes.
 
     Args:
         views: at least one. `number`, `flip_probability` and all else may differ.
@@ -676,7 +676,7 @@ class MultiViewRGBImageDecoder(_LayersRGBImageDecoder):
         DecodeError: while iterating, see `on_error`.
     """
 
-    _draw = staticmethod(_draw_cropmix)
+    _sample_layers = staticmethod(_sample_cropmix)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""MixPlan: the drawn parameters of one mixed image, and how they are drawn."""
+"""MixPlan: the parameters of one mixed image, and how to sample them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .kernels.jit import entry
-from .kernels.sampling import CUTMIX, MAX_VIEWS, MIXUP, PlanArrays, SamplingOptions, new_plan_arrays, sample
+from .kernels.sampling import CUTMIX, MAX_CROPS, MIXUP, PlanArrays, SamplingOptions, new_plan_arrays, sample
 
 Operation = Literal["mixup", "cutmix"]
 
@@ -26,43 +26,43 @@ Permutation = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MixPlan:
-    """Everything random about one CropMix image. `cropmix` applies it; nothing else is drawn.
+    """Everything random about one CropMix image. `cropmix` applies it; nothing else is random.
 
-    Views are mixed in the order given: the composite starts as the first view; step k mixes view k + 1 into it.
-    With composite a and next view b, mixup makes lam * a + (1 - lam) * b; cutmix pastes the box of one into the other.
+    Crops are mixed in the order given: the composite starts as the first crop; step k mixes crop k + 1 into it.
+    With composite a and next crop b, mixup makes lam * a + (1 - lam) * b; cutmix pastes the box of one into the other.
     """
 
     crops: Sequence[Box]
-    """(top, left, height, width) of each view in the image, px; 1 to 8 of them, in mixing order."""
+    """(top, left, height, width) of each crop in the image, px; 1 to 8 of them, in mixing order."""
     operation: Operation = "mixup"
     lams: Sequence[float] = ()
-    """mixup: the composite's weight at each step, in [0, 1]; one fewer than the views."""
+    """mixup: the composite's weight at each step, in [0, 1]; one fewer than the crops."""
     boxes: Sequence[Box] = ()
     """cutmix: (row0, col0, row1, col1) in the output, px, end-exclusive; may be empty (row0 >= row1)."""
     paste_next: Sequence[bool] = ()
-    """cutmix: True pastes the next view's box into the composite, False the composite's box into the next view."""
+    """cutmix: True pastes the next crop's box into the composite, False the composite's box into the next crop."""
     permutations: Sequence[Permutation] | None = None
     """Channels of one operand of each step: out[..., c] = operand[..., p[c]]. The operand is the one with the smaller
-    weight under mixup (lam > 0.5: the next view, else the composite), the pasted one under cutmix."""
+    weight under mixup (lam > 0.5: the next crop, else the composite), the pasted one under cutmix."""
     flip: bool = False
     """Mirror the mixed image left to right."""
 
     def __post_init__(self) -> None:
-        views = len(self.crops)
-        if not 1 <= views <= MAX_VIEWS:
-            raise ValueError(f"crops: 1 to {MAX_VIEWS} views can be mixed, got {views}")
+        crops = len(self.crops)
+        if not 1 <= crops <= MAX_CROPS:
+            raise ValueError(f"crops: 1 to {MAX_CROPS} crops can be mixed, got {crops}")
         if self.operation not in OPERATIONS:
             raise ValueError(f"operation is 'mixup' or 'cutmix', got {self.operation!r}")
         mixup = self.operation == "mixup"
         expected = {
-            "lams": (self.lams, views - 1 if mixup else 0),
-            "boxes": (self.boxes, 0 if mixup else views - 1),
-            "paste_next": (self.paste_next, 0 if mixup else views - 1),
-            "permutations": (self.permutations, views - 1) if self.permutations is not None else ((), 0),
+            "lams": (self.lams, crops - 1 if mixup else 0),
+            "boxes": (self.boxes, 0 if mixup else crops - 1),
+            "paste_next": (self.paste_next, 0 if mixup else crops - 1),
+            "permutations": (self.permutations, crops - 1) if self.permutations is not None else ((), 0),
         }
         for name, (values, count) in expected.items():
             if len(values) != count:
-                raise ValueError(f"{name}: {self.operation} of {views} views takes {count}, got {len(values)}")
+                raise ValueError(f"{name}: {self.operation} of {crops} crops takes {count}, got {len(values)}")
         for lam in self.lams:
             if not 0.0 <= lam <= 1.0:
                 raise ValueError(f"lams are in [0, 1], got {lam}")
@@ -109,14 +109,14 @@ def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]
 
 
 def _numbers(number: int | Sequence[int]) -> int:
-    """The numbers of views as decimal digits: 3 -> 3, (2, 3, 4) -> 234."""
+    """The numbers of crops as decimal digits: 3 -> 3, (2, 3, 4) -> 234."""
     try:
         digits = isinstance(number, (int, np.integer))
         numbers = [int(digit) for digit in str(number)] if digits else [operator.index(n) for n in number]  # type: ignore[union-attr]
     except (TypeError, ValueError):
         numbers = []
-    if not 1 <= len(numbers) <= MAX_VIEWS or not all(1 <= n <= MAX_VIEWS for n in numbers):
-        raise ValueError(f"number is 1 to {MAX_VIEWS}, a tuple of such, or its digits such as 234, got {number!r}")
+    if not 1 <= len(numbers) <= MAX_CROPS or not all(1 <= n <= MAX_CROPS for n in numbers):
+        raise ValueError(f"number is 1 to {MAX_CROPS}, a tuple of such, or its digits such as 234, got {number!r}")
     return int("".join(str(n) for n in numbers))
 
 
@@ -148,11 +148,11 @@ def sampling_options(
 
     Args:
         scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high); 0 < low <= high <= 1. The
-            range is cut into as many equal bands as there are views, one crop from each.
-        number: how many views, 1 to 8, or several to draw from for each image with equal chances: (2, 3, 4), or as
-            digits, 234. One view is a plain RandomResizedCrop.
+            range is cut into as many equal bands as there are crops, one crop from each.
+        number: how many crops, 1 to 8, or several to choose from for each image with equal chances: (2, 3, 4), or as
+            digits, 234. One crop is a plain RandomResizedCrop.
         operation: "mixup" or "cutmix" (0 and 1, as the authors write them).
-        mix_ratio: mixup draws lam from Beta(mix_ratio / n, mix_ratio / n) for n views; > 0.
+        mix_ratio: mixup samples lam from Beta(mix_ratio / n, mix_ratio / n) for n crops; > 0.
         inter_aug: permute the colour channels of one operand of each mixing step.
         ratio: (low, high) aspect ratio, width / height, of the crops; log-uniform.
         flip_probability: chance that the mixed image is mirrored left to right.
@@ -207,7 +207,7 @@ def sample_plan(
     view: int = 0,
     **options: Any,
 ) -> MixPlan:
-    """Draw the plan that the decoder uses for one sample in one epoch.
+    """Sample the plan that the decoder uses for one sample in one epoch.
 
     Args:
         height, width: of the image, px.
@@ -223,17 +223,17 @@ def sample_plan(
     """
     height, width = check_size("the image", (height, width))
     output_height, output_width = check_size("output_size", output_size)
-    drawn = sampling_options(seed=seed, **options)
+    sampling = sampling_options(seed=seed, **options)
     arrays = new_plan_arrays()
-    number, flip = _sample(drawn, index, epoch, view, height, width, output_height, output_width, arrays)
+    number, flip = _sample(sampling, index, epoch, view, height, width, output_height, output_width, arrays)
     steps = number - 1
-    mixup = drawn.operation == MIXUP
+    mixup = sampling.operation == MIXUP
     return MixPlan(
         crops=[tuple(crop) for crop in arrays.crops[:number].tolist()],
-        operation=OPERATION_NAMES[drawn.operation],
+        operation=OPERATION_NAMES[sampling.operation],
         lams=arrays.lams[:steps].tolist() if mixup else (),
         boxes=() if mixup else [tuple(box) for box in arrays.boxes[:steps].tolist()],
         paste_next=() if mixup else (arrays.paste_next[:steps] > 0).tolist(),
-        permutations=[tuple(p) for p in arrays.permutations[:steps].tolist()] if drawn.inter_aug else None,
+        permutations=[tuple(p) for p in arrays.permutations[:steps].tolist()] if sampling.inter_aug else None,
         flip=bool(flip),
     )

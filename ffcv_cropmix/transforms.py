@@ -17,15 +17,15 @@ from .plan import Operation, check_size, sample_plan, sampling_options
 class CropMix:
     """Takes several crops of distinct scales of a PIL image and mixes them: the authors' transform, compiled.
 
-    The arguments have the authors' order and names. Every call draws anew, from torch's generator: in the workers of a
-    `DataLoader` too, and the same after `torch.manual_seed`.
+    The arguments have the authors' order and names. Every call samples anew, from torch's generator, in
+    the workers of a `DataLoader` too; after `torch.manual_seed` the samples are the same.
 
     Source: arXiv 2205.15955, section 3.
 
     Args:
         scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high).
-        mix_ratio: mixup draws the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
-        number: how many crops, 1 to 8, or several to draw from for each image: (2, 3, 4), or 234.
+        mix_ratio: mixup samples the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
+        number: how many crops, 1 to 8, or several to choose from for each image: (2, 3, 4), or 234.
         operation: "mixup" (0) or "cutmix" (1).
         inter_aug: permute the colour channels of one operand of each mixing step.
         post_aug: what follows on the mixed image, float32 (3, height, width) in [0, 1]: flip, normalisation.

@@ -1,8 +1,8 @@
-"""What CropMix does to images, drawn: python -m ffcv_cropmix.visualize FILE.beton --output FIG.png
+"""Plot what CropMix does to images: python -m ffcv_cropmix.visualize FILE.beton --output FIG.png
 
-For each image and operation a row: the crops on the image, the views with their share of the mix, the mix; below them,
-what RandomResizedCrop and CropMix make of the image in several epochs. Rows of a .beton file are drawn as the decoder
-delivers them with the same options, seed and epoch.
+Each image and operation has a row: the crops on the image, each crop resized, with its share of the mix, and the mix.
+Below them are the outputs of RandomResizedCrop and CropMix in several epochs. The images of a .beton file are mixed as
+the decoder mixes them with the same options, seed and epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A view is told by its number, and by colour, brightness and line alike: in grey too, and by the colour-blind.
+# A crop is told by its number, and by colour, brightness and line alike: in grey too, and by the colour-blind.
 _COLORS = ("#ffd500", "#d81b60", "#00c8ff", "#1a237e", "#ff8f00", "#2e7d32", "#eeeeee", "#6a1b9a")
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 0.8)), (0, (4, 1, 1.2, 1)))
 _WIDTH, _TITLE, _DPI = 8.6, 0.26, 100  # inches, and dots an inch
@@ -38,36 +38,36 @@ _RANDOM_RESIZED_CROP: dict[str, Any] = {"number": 1, "scale": 0.08, "inter_aug":
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is drawn of one image."""
+    """What is plotted of one image."""
 
     image: np.ndarray
     """uint8 (height, width, 3)"""
     plans: Sequence[MixPlan]
-    """A row each: the crops on the image, the views, the mix"""
+    """A row each: the crops on the image, each crop resized, the mix"""
     strips: Mapping[str, Sequence[MixPlan]] = field(default_factory=dict)
     """A row each, with its name: mixes alone, of several epochs"""
     title: str = ""
 
 
-def view_shares(plan: MixPlan, output_size: tuple[int, int]) -> np.ndarray:
-    """Share of each view in each pixel of the mixed image, float64 (height, width, views), sum 1."""
+def crop_shares(plan: MixPlan, output_size: tuple[int, int]) -> np.ndarray:
+    """Share of each crop in each pixel of the mixed image, float64 (height, width, crops), sum 1."""
     shares = np.zeros((*output_size, len(plan.crops)))
     shares[:, :, 0] = 1
     for step in range(len(plan.crops) - 1):
-        view = np.zeros_like(shares)
-        view[:, :, step + 1] = 1
+        crop = np.zeros_like(shares)
+        crop[:, :, step + 1] = 1
         if plan.operation == "mixup":
-            shares = plan.lams[step] * shares + (1 - plan.lams[step]) * view
+            shares = plan.lams[step] * shares + (1 - plan.lams[step]) * crop
             continue
         row0, col0, row1, col1 = plan.boxes[step]
-        below, above = (shares, view) if plan.paste_next[step] else (view, shares)
+        below, above = (shares, crop) if plan.paste_next[step] else (crop, shares)
         shares = below.copy()
         shares[row0:row1, col0:col1] = above[row0:row1, col0:col1]
     return shares[:, ::-1] if plan.flip else shares
 
 
-def view_permutations(plan: MixPlan) -> list[Permutation]:
-    """What has become of each view's channels in the mixed image: out[..., c] = view[..., p[c]]."""
+def crop_permutations(plan: MixPlan) -> list[Permutation]:
+    """What has become of each crop's channels in the mixed image: out[..., c] = crop[..., p[c]]."""
     found: list[Permutation] = [(0, 1, 2)]
     for step, permutation in enumerate(plan.permutations or [(0, 1, 2)] * (len(plan.crops) - 1)):
         first, second, third = permutation
@@ -79,13 +79,13 @@ def view_permutations(plan: MixPlan) -> list[Permutation]:
     return found
 
 
-def view_images(
+def crop_images(
     image: np.ndarray, plan: MixPlan, output_size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> list[np.ndarray]:
-    """The views, mirrored and with the channels that they have in the mixed image: uint8 (height, width, 3) each."""
+    """Resize each crop, with the mirroring and channel order of the mixed image: uint8 (height, width, 3) each."""
     alone = (MixPlan(crops=[crop], flip=plan.flip) for crop in plan.crops)
-    drawn = (cropmix(image, one, output_size, interpolation) for one in alone)
-    return [view[:, :, list(p)] for view, p in zip(drawn, view_permutations(plan), strict=True)]
+    rendered = (cropmix(image, one, output_size, interpolation) for one in alone)
+    return [crop[:, :, list(p)] for crop, p in zip(rendered, crop_permutations(plan), strict=True)]
 
 
 def strips(
@@ -111,14 +111,14 @@ def contact_sheet(
     title: str = "",
     room: int = 0,
 ) -> Figure:
-    """Draw how plans mix images.
+    """Plot how plans mix images.
 
     Args:
         sheets: one below the other.
-        output_size: (height, width) of views and mixes, px; that of the plans.
-        interpolation: of views and mixes.
+        output_size: (height, width) of crops and mixes, px; that of the plans.
+        interpolation: of crops and mixes.
         title: of the figure.
-        room: for so many views at least; figures with the same room, images and rows are of the same size.
+        room: for so many crops at least; figures with the same room, images and rows are of the same size.
     """
     from matplotlib.figure import Figure
 
@@ -136,7 +136,7 @@ def contact_sheet(
         for plan, cell in zip(sheet.plans, grid):
             widths = [sheet.image.shape[1] / sheet.image.shape[0], *[1] * (room + 1)]
             places = [part.add_subplot(place) for place in cell.subgridspec(1, len(widths), width_ratios=widths)]
-            _draw_plan(places, sheet.image, plan, output_size, interpolation)
+            _plot_plan(places, sheet.image, plan, output_size, interpolation)
         for (name, plans), cell in zip(sheet.strips.items(), grid):
             for k, (plan, place) in enumerate(zip(plans, cell.subgridspec(1, len(plans)))):
                 axes = part.add_subplot(place)
@@ -147,7 +147,7 @@ def contact_sheet(
 
 
 def _row_heights(sheet: Sheet, room: int) -> list[float]:
-    """Inches; the image of a plan, `room` views and the mix are of one height, and take the width together."""
+    """Inches; the image of a plan, `room` crops and the mix are of one height, and take the width together."""
     height, width, _ = sheet.image.shape
     of_plans = [_WIDTH / (width / height + room + 1) + _TITLE] * len(sheet.plans)
     return of_plans + [_WIDTH / len(plans) + _TITLE for plans in sheet.strips.values()]
@@ -170,84 +170,84 @@ def _long_title(axes: Axes, title: str) -> None:
     text.set_in_layout(False)
 
 
-def _draw_plan(
+def _plot_plan(
     places: Sequence[Axes],
     image: np.ndarray,
     plan: MixPlan,
     output_size: tuple[int, int],
     interpolation: Interpolation,
 ) -> None:
-    """A row: the crops on the image, the views, the mix."""
-    _draw_crops(places[0], image, plan)
-    shares = view_shares(plan, output_size)
-    drawn = view_images(image, plan, output_size, interpolation)
-    for view, picture in enumerate(drawn):
-        _draw_view(places[1 + view], view, picture, shares[:, :, view])
-    used = 1 + len(drawn)
-    if len(drawn) > 1:
+    """A row: the crops on the image, each crop resized, the mix."""
+    _plot_crops(places[0], image, plan)
+    shares = crop_shares(plan, output_size)
+    crops = crop_images(image, plan, output_size, interpolation)
+    for k, picture in enumerate(crops):
+        _plot_crop(places[1 + k], k, picture, shares[:, :, k])
+    used = 1 + len(crops)
+    if len(crops) > 1:
         mix = cropmix(image, plan, output_size, interpolation)
-        _draw_mix(places[used], mix, shares if plan.operation == "cutmix" else None)
+        _plot_mix(places[used], mix, shares if plan.operation == "cutmix" else None)
         used += 1
     for unused in places[used:]:
         unused.set_axis_off()
 
 
-def _draw_crops(axes: Axes, image: np.ndarray, plan: MixPlan) -> None:
+def _plot_crops(axes: Axes, image: np.ndarray, plan: MixPlan) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
     one = len(plan.crops) == 1
     _show(axes, image)
     _long_title(axes, "one crop" if one else f"{plan.operation} of {len(plan.crops)} crops")
-    for view, (top, left, height, width) in enumerate(plan.crops):
-        rim = withStroke(linewidth=4, foreground=_contrast(view))  # to be seen on any image
+    for k, (top, left, height, width) in enumerate(plan.crops):
+        rim = withStroke(linewidth=4, foreground=_contrast(k))  # to be seen on any image
         axes.add_patch(
             Rectangle(
                 (left, top),
                 width - 1,
                 height - 1,
                 fill=False,
-                edgecolor=_COLORS[view],
+                edgecolor=_COLORS[k],
                 linewidth=2.4,
-                linestyle=_LINES[view % len(_LINES)],
+                linestyle=_LINES[k % len(_LINES)],
                 path_effects=[rim],
             )
         )
-    for view, (top, left, height, width) in enumerate(plan.crops):  # each in another corner: crops share corners
-        right, bottom = view % 2, view // 2 % 2
-        _label(axes, view, left + width * right, top + height * bottom, right, bottom)
+    for k, (top, left, height, width) in enumerate(plan.crops):  # each in another corner: crops share corners
+        right, bottom = k % 2, k // 2 % 2
+        _label(axes, k, left + width * right, top + height * bottom, right, bottom)
 
 
-def _draw_view(axes: Axes, view: int, picture: np.ndarray, shares: np.ndarray) -> None:
-    """A view in a frame like its crop's; what cutmix covers is pale."""
+def _plot_crop(axes: Axes, k: int, picture: np.ndarray, shares: np.ndarray) -> None:
+    """A crop in a frame like its crop's; what cutmix covers is pale."""
     covered = (shares == 0)[:, :, None]
     _show(axes, np.where(covered, 255 - (255 - picture) // 4, picture), f"{100 * shares.mean():.0f} %")
-    axes.spines[:].set(visible=True, edgecolor=_COLORS[view], linewidth=2.4, linestyle=_LINES[view % len(_LINES)])
-    _label(axes, view, 0, 0)
+    axes.spines[:].set(visible=True, edgecolor=_COLORS[k], linewidth=2.4, linestyle=_LINES[k % len(_LINES)])
+    _label(axes, k, 0, 0)
 
 
-def _draw_mix(axes: Axes, picture: np.ndarray, shares: np.ndarray | None) -> None:
-    """The mix; of cutmix, with the views' borders and numbers."""
+def _plot_mix(axes: Axes, picture: np.ndarray, shares: np.ndarray | None) -> None:
+    """The mix; of cutmix, with the crops' borders and numbers."""
     from matplotlib.colors import to_rgb
 
     if shares is not None:
         picture = picture.copy()
         seen = np.pad(shares > 0.5, ((2, 2), (2, 2), (0, 0)), mode="edge")
         inside = seen[:-4, 2:-2] & seen[4:, 2:-2] & seen[2:-2, :-4] & seen[2:-2, 4:]
-        for view in range(shares.shape[2]):
-            border = (shares[:, :, view] > 0.5) & ~inside[:, :, view]
-            picture[border] = 255 * np.array(to_rgb(_COLORS[view]))
+        for k in range(shares.shape[2]):
+            border = (shares[:, :, k] > 0.5) & ~inside[:, :, k]
+            picture[border] = 255 * np.array(to_rgb(_COLORS[k]))
     _show(axes, picture, "the mix")
-    for view in range(shares.shape[2] if shares is not None else 0):
-        rows, columns = np.nonzero(shares[:, :, view])  # type: ignore[index]
+    for k in range(shares.shape[2] if shares is not None else 0):
+        rows, columns = np.nonzero(shares[:, :, k])  # type: ignore[index]
         if len(rows):
-            _label(axes, view, columns[0], rows[0])
+            _label(axes, k, columns[0], rows[0])
 
 
-def _label(axes: Axes, view: int, column: float, row: float, right: int = 0, bottom: int = 0) -> None:
-    """The number of a view, in its colour, within the corner at a place of an image: the upper left one, or another."""
+def _label(axes: Axes, k: int, column: float, row: float, right: int = 0, bottom: int = 0) -> None:
+    """The number of a crop, in its colour, within the corner at a place of an image: the upper left one, or another."""
     axes.annotate(
-        str(view + 1),
+        str(k + 1),
         (column, row),
         (-5 if right else 5, 5 if bottom else -5),
         textcoords="offset points",
@@ -255,20 +255,20 @@ def _label(axes: Axes, view: int, column: float, row: float, right: int = 0, bot
         va="bottom" if bottom else "top",
         fontsize=9,
         fontweight="bold",
-        color=_contrast(view),
-        bbox={"facecolor": _COLORS[view], "edgecolor": "black", "linewidth": 0.6, "pad": 1.6},
+        color=_contrast(k),
+        bbox={"facecolor": _COLORS[k], "edgecolor": "black", "linewidth": 0.6, "pad": 1.6},
     )
 
 
-def _contrast(view: int) -> str:
+def _contrast(k: int) -> str:
     """Black on bright colours, white on dark ones."""
     from matplotlib.colors import to_rgb
 
-    return "black" if np.dot(to_rgb(_COLORS[view]), (0.299, 0.587, 0.114)) > 0.5 else "white"
+    return "black" if np.dot(to_rgb(_COLORS[k]), (0.299, 0.587, 0.114)) > 0.5 else "white"
 
 
 def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tuple[int, str, np.ndarray]]:
-    """Images to draw, with their rows and names.
+    """Images to plot, with their rows and names.
 
     Args:
         path: a .beton file, an image, or a folder: the images of a folder of classes have the rows that
@@ -376,7 +376,7 @@ def parse_arguments() -> argparse.Namespace:
     return given
 
 
-def draw(given: argparse.Namespace) -> list[Figure]:
+def plot(given: argparse.Namespace) -> list[Figure]:
     """The figures that the command line asks for: one, or with --animate one for each epoch."""
     size = (given.size, given.size)
     options: dict[str, Any] = {
@@ -418,7 +418,7 @@ def main() -> None:
     given = parse_arguments()
     Image.MAX_IMAGE_PIXELS = None  # large images are welcome, as they are to write_dataset.py
     with wrong_options():
-        figures = draw(given)
+        figures = plot(given)
     write_figures(figures, given.output)
     print(f"{given.output}: {'a frame for each epoch' if given.animate else 'crops, their share of the mix, the mix'}")
 

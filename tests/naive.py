@@ -76,7 +76,7 @@ def fixed_point(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def weights(plan) -> list[float]:
-    """What each view counts for under mixup."""
+    """What each crop counts for under mixup."""
     shares = [1.0]
     for lam in plan.lams:
         shares = [share * lam for share in shares] + [1 - lam]
@@ -85,20 +85,20 @@ def weights(plan) -> list[float]:
 
 def cropmix(image: np.ndarray, plan, output_size: tuple[int, int], interpolation: str = "bilinear") -> np.ndarray:
     """One mixing step after the other, as the authors do: float64 (height, width, 3), not rounded."""
-    views = [resized_crop(image, crop, output_size, interpolation) for crop in plan.crops]
-    composite = views[0]
-    for step, view in enumerate(views[1:]):
+    crops = [resized_crop(image, crop, output_size, interpolation) for crop in plan.crops]
+    composite = crops[0]
+    for step, crop in enumerate(crops[1:]):
         order = list(plan.permutations[step]) if plan.permutations is not None else [0, 1, 2]
         if plan.operation == "mixup":
             lam = plan.lams[step]
             if lam > 0.5:
-                view = view[:, :, order]
+                crop = crop[:, :, order]
             else:
                 composite = composite[:, :, order]
-            composite = lam * composite + (1 - lam) * view
+            composite = lam * composite + (1 - lam) * crop
             continue
         row0, col0, row1, col1 = plan.boxes[step]
-        below, pasted = (composite, view) if plan.paste_next[step] else (view, composite)
+        below, pasted = (composite, crop) if plan.paste_next[step] else (crop, composite)
         composite = below.copy()
         for row in range(max(row0, 0), min(row1, output_size[0])):
             for column in range(max(col0, 0), min(col1, output_size[1])):

@@ -36,7 +36,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def check(image: np.ndarray, plan: MixPlan, output_size: tuple[int, int], interpolation: str = "bilinear") -> None:
     out = cropmix(image, plan, output_size, interpolation)
     assert (out.dtype, out.shape) == (np.uint8, (*output_size, 3))
-    faint = sum(weight for weight in naive.weights(plan) if weight < 0.5 / 255)  # those views may be left out
+    faint = sum(weight for weight in naive.weights(plan) if weight < 0.5 / 255)  # those crops may be left out
     difference = np.abs(out - naive.cropmix(image, plan, output_size, interpolation)).max()
     assert difference <= LEVELS + min(255 * faint, 0.5)
 
@@ -67,21 +67,21 @@ def test_the_authors_recorded_runs() -> None:
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("output_size", [*OUTPUTS, (480, 640)])
 @pytest.mark.parametrize("size", [*SIZES, (375, 500)])
-def test_one_view_is_a_crop_and_a_resize(size: tuple[int, int], output_size: tuple[int, int], interpolation) -> None:
+def test_one_crop_is_a_crop_and_a_resize(size: tuple[int, int], output_size: tuple[int, int], interpolation) -> None:
     image = picture(*size)
     height, width = size
     for crop in [(0, 0, height, width), (height // 2, width // 3, 1, 1), (height // 4, 0, (height + 1) // 2, width)]:
         check(image, MixPlan(crops=[crop]), output_size, interpolation)
         if interpolation == "bicubic":  # in Pillow's integers
-            view = naive.resized_crop(image, crop, output_size, interpolation)
-            np.testing.assert_array_equal(cropmix(image, MixPlan(crops=[crop]), output_size, interpolation), view)
+            resized = naive.resized_crop(image, crop, output_size, interpolation)
+            np.testing.assert_array_equal(cropmix(image, MixPlan(crops=[crop]), output_size, interpolation), resized)
 
 
 @compiled_only
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("output_size", [*OUTPUTS, (480, 640)])
 @pytest.mark.parametrize("size", [*SIZES, (375, 500)])
-def test_one_view_is_pillows(size: tuple[int, int], output_size: tuple[int, int], interpolation: str) -> None:
+def test_one_crop_is_pillows(size: tuple[int, int], output_size: tuple[int, int], interpolation: str) -> None:
     # bicubic: noise would be clipped in the first pass, and which that is depends on Pillow's version
     image = picture(*size) if interpolation == "bilinear" else 64 + picture(*size) // 4
     height, width = size
@@ -97,7 +97,7 @@ def test_one_view_is_pillows(size: tuple[int, int], output_size: tuple[int, int]
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
 @pytest.mark.parametrize("output_size", OUTPUTS[:2] if INTERPRETED else OUTPUTS)
 @pytest.mark.parametrize("size", SIZES)
-def test_drawn_plans(size: tuple[int, int], output_size: tuple[int, int], operation: str, interpolation: str) -> None:
+def test_sampled_plans(size: tuple[int, int], output_size: tuple[int, int], operation: str, interpolation: str) -> None:
     for index, number in enumerate((1, 2, 3, 4, 8)):
         options = {"number": number, "operation": operation, "inter_aug": True, "flip_probability": 0.5}
         plan = sample_plan(*size, output_size=output_size, index=index, mix_ratio=3, **options)
@@ -109,13 +109,13 @@ def cases(draw) -> tuple[np.ndarray, MixPlan, tuple[int, int]]:
     largest = 12 if INTERPRETED else 90
     side = st.integers(1, largest)
     height, width, output_size = draw(side), draw(side), (draw(side), draw(side))
-    views = draw(st.integers(1, 8))
+    number = draw(st.integers(1, 8))
     crops = []
-    for _ in range(views):
+    for _ in range(number):
         crop_height, crop_width = draw(st.integers(1, height)), draw(st.integers(1, width))
         top, left = draw(st.integers(0, height - crop_height)), draw(st.integers(0, width - crop_width))
         crops.append((top, left, crop_height, crop_width))
-    steps = {"min_size": views - 1, "max_size": views - 1}
+    steps = {"min_size": number - 1, "max_size": number - 1}
     plan = {
         "permutations": draw(st.none() | st.lists(st.sampled_from(PERMUTATIONS), **steps)),
         "flip": draw(st.booleans()),

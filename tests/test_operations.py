@@ -351,21 +351,21 @@ import numpy as np
 from ffcv.transforms import ToTensor
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader, cropmix, operations, sample_plan
 folder, registers = sys.argv[1:]
-drawn = {"inter_aug": True, "flip_probability": 0.5}
+sampled = {"inter_aug": True, "flip_probability": 0.5}
 for mode, options in ("raw", {"interpolation": "area"}), ("jpg", {"operation": "cutmix", "decode": "ycbcr"}):
     options |= {"decode": "ycbcr"}  # compiled once
-    decoder = CropMixRGBImageDecoder((17, 5), **drawn, **options)
+    decoder = CropMixRGBImageDecoder((17, 5), **sampled, **options)
     pipelines = {"image": [decoder, ToTensor()]}
     loader = Loader(f"{folder}/{mode}.beton", 4, num_workers=2, indices=range(8), pipelines=pipelines)
     for images, _ in loader:
         print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
 image = np.random.default_rng(0).integers(0, 256, (23, 40, 3), np.uint8)
 for index in range(8):
-    plan = sample_plan(23, 40, output_size=(17, 5), index=index, **drawn)
+    plan = sample_plan(23, 40, output_size=(17, 5), index=index, **sampled)
     print(hashlib.sha256(cropmix(image, plan, (17, 5), "bicubic").tobytes()).hexdigest())
 if registers:
     options_type = operations.numba.typeof(decoder._options)
-    kind = operations._Kind(decoder._draw, options_type, False, False, "ycbcr")
+    kind = operations._Kind(decoder._sample_layers, options_type, False, False, "ycbcr")
     code = operations._compile(kind)[2].__wrapped__._library.get_asm_str()
     assert f"%{registers[0]}mm" in code
     assert not any(f"%{wider}mm" in code for wider in registers[1:])
@@ -440,7 +440,7 @@ def accurate_image(jpg: Path, index: int) -> np.ndarray:
     ("name", "interpolation", "decode"),
     [*((name, "bilinear", "rgb") for name in OPTIONS), ("cutmix", "area", "rows"), ("mixup", "bicubic", "ycbcr")],
 )
-def test_coefficients_are_drawn_as_the_jpegs_accurate_pixels(
+def test_coefficients_are_rendered_as_the_jpegs_accurate_pixels(
     sealed: dict[str, Path], sealed_dct: Path, name: str, interpolation: str, decode: str
 ) -> None:
     decoder = CropMixRGBImageDecoder(SIZE, interpolation=interpolation, decode=decode, **OPTIONS[name])
@@ -465,8 +465,8 @@ def test_coefficients_in_other_decoders(sealed: dict[str, Path], sealed_dct: Pat
         expected = cropmix(source, MixPlan(crops=[crop]), SIZE)
         np.testing.assert_array_equal(image, expected, err_msg=f"{index}")
         for view, spec in enumerate(specs):
-            drawn = {"scale": spec.scale, "number": spec.number, "seed": 4}
-            plan = sample_plan(height, width, output_size=SIZE, index=index, view=view, **drawn)
+            sampled = {"scale": spec.scale, "number": spec.number, "seed": 4}
+            plan = sample_plan(height, width, output_size=SIZE, index=index, view=view, **sampled)
             np.testing.assert_array_equal(both[index][view], cropmix(source, plan, SIZE))
 
 

@@ -33,20 +33,20 @@ def test_forms_of_an_option_agree() -> None:
 
 
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
-def test_a_plan_holds_what_was_drawn(operation: str) -> None:
+def test_a_plan_holds_what_was_sampled(operation: str) -> None:
     options = {"number": 234, "operation": operation, "inter_aug": True, "flip_probability": 0.5, "seed": 2**40 + 1}
-    drawn = sampling.new_plan_arrays()
+    sampled = sampling.new_plan_arrays()
     for index in range(30):
         plan = sample_plan(300, 400, output_size=(50, 60), epoch=3, index=index, view=5, **options)
-        views, flip = sampling.sample(sampling_options(**options), index, 3, 5, 300, 400, 50, 60, drawn)
-        assert (len(plan.crops), plan.flip) == (views, flip)
+        number, flip = sampling.sample(sampling_options(**options), index, 3, 5, 300, 400, 50, 60, sampled)
+        assert (len(plan.crops), plan.flip) == (number, flip)
         packed = plan.pack((50, 60))
-        np.testing.assert_array_equal(packed.crops[:views], drawn.crops[:views])
+        np.testing.assert_array_equal(packed.crops[:number], sampled.crops[:number])
         for name in ("permutations", *(("lams",) if operation == "mixup" else ("boxes", "paste_next"))):
-            np.testing.assert_array_equal(getattr(packed, name)[: views - 1], getattr(drawn, name)[: views - 1])
+            np.testing.assert_array_equal(getattr(packed, name)[: number - 1], getattr(sampled, name)[: number - 1])
 
 
-def test_draws_stay_as_they_are() -> None:
+def test_sampled_plans_stay_as_they_are() -> None:
     """From version to version: a run that is resumed, or repeated, sees the same crops."""
     key = {"output_size": (224, 192), "seed": 2**40 + 5, "epoch": 2, "index": 7}
     mixup = sample_plan(300, 400, number=3, inter_aug=True, flip_probability=0.5, **key)
@@ -67,16 +67,16 @@ def test_a_plan_holds_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crops": []}, "crops: 1 to 8 views can be mixed, got 0"),
-        ({"crops": [CROP] * 9, "lams": [0.5] * 8}, "crops: 1 to 8 views can be mixed, got 9"),
-        ({"crops": [CROP] * 2}, "lams: mixup of 2 views takes 1, got 0"),
-        ({"crops": [CROP], "lams": [0.5]}, "lams: mixup of 1 views takes 0, got 1"),
+        ({"crops": []}, "crops: 1 to 8 crops can be mixed, got 0"),
+        ({"crops": [CROP] * 9, "lams": [0.5] * 8}, "crops: 1 to 8 crops can be mixed, got 9"),
+        ({"crops": [CROP] * 2}, "lams: mixup of 2 crops takes 1, got 0"),
+        ({"crops": [CROP], "lams": [0.5]}, "lams: mixup of 1 crops takes 0, got 1"),
         ({"crops": [CROP] * 2, "lams": [1.5]}, r"lams are in \[0, 1\], got 1.5"),
         ({"crops": [CROP] * 2, "lams": [float("nan")]}, r"lams are in \[0, 1\], got nan"),
         ({"crops": [CROP] * 2, "operation": "blend"}, "operation is .* got 'blend'"),
-        ({"crops": [CROP] * 2, "operation": "cutmix"}, "boxes: cutmix of 2 views takes 1, got 0"),
+        ({"crops": [CROP] * 2, "operation": "cutmix"}, "boxes: cutmix of 2 crops takes 1, got 0"),
         ({"crops": [CROP] * 2, "lams": [0.5], "permutations": [(0, 1, 1)]}, r"permutations .* got \(0, 1, 1\)"),
-        ({"crops": [CROP] * 2, "lams": [0.5], "permutations": []}, "permutations: mixup of 2 views takes 1, got 0"),
+        ({"crops": [CROP] * 2, "lams": [0.5], "permutations": []}, "permutations: mixup of 2 crops takes 1, got 0"),
     ],
 )
 def test_wrong_plans_are_named(options: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The figures: what they show is what is mixed, and every view can be told from the others."""
+"""The figures: what they show is what is mixed, and every crop can be told from the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from ffcv_cropmix import MixPlan, cropmix, sample_plan, visualize
 from ffcv_cropmix.errors import run_program
-from ffcv_cropmix.visualize import Sheet, contact_sheet, open_images, strips, view_images, view_shares
+from ffcv_cropmix.visualize import Sheet, contact_sheet, crop_images, crop_shares, open_images, strips
 from tests.betons import COUNT, photo, stored_image
 
 
@@ -40,17 +40,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_the_views_and_their_shares_make_the_mix(operation: str, number: int) -> None:
+def test_the_crops_and_their_shares_make_the_mix(operation: str, number: int) -> None:
     image, size = photo(20), (33, 41)
     options: dict[str, Any] = {"operation": operation, "number": number, "mix_ratio": 3, "inter_aug": True}
     flips = 0
     for index in range(12):
         plan = sample_plan(*image.shape[:2], output_size=size, index=index, flip_probability=0.5, **options)
-        shares = view_shares(plan, size)
+        shares = crop_shares(plan, size)
         np.testing.assert_allclose(shares.sum(2), 1)
-        views = np.stack(view_images(image, plan, size), 2)  # height, width, views, channels
-        expected = (shares[:, :, :, None] * views).sum(2)
-        assert np.abs(expected - cropmix(image, plan, size)).max() <= 1.01  # views are rounded, and so is the mix
+        crops = np.stack(crop_images(image, plan, size), 2)  # height, width, crops, channels
+        expected = (shares[:, :, :, None] * crops).sum(2)
+        assert np.abs(expected - cropmix(image, plan, size)).max() <= 1.01  # crops are rounded, and so is the mix
         flips += plan.flip
     assert 0 < flips < 12
 
@@ -58,17 +58,17 @@ def test_the_views_and_their_shares_make_the_mix(operation: str, number: int) ->
 def test_shares_by_hand() -> None:
     crops = [(0, 0, 2, 2)] * 3
     mixup = MixPlan(crops=crops, operation="mixup", lams=[0.25, 0.5])
-    np.testing.assert_allclose(view_shares(mixup, (1, 1)), [[[0.125, 0.375, 0.5]]])
+    np.testing.assert_allclose(crop_shares(mixup, (1, 1)), [[[0.125, 0.375, 0.5]]])
     cutmix = MixPlan(crops=crops, operation="cutmix", boxes=[(0, 0, 1, 2), (0, 1, 2, 2)], paste_next=[True, False])
-    # Of 2 x 2 pixels, the second view takes the upper row, then the third all but the right column.
-    assert view_shares(cutmix, (2, 2)).argmax(2).tolist() == [[2, 1], [2, 0]]
+    # Of 2 x 2 pixels, the second crop takes the upper row, then the third all but the right column.
+    assert crop_shares(cutmix, (2, 2)).argmax(2).tolist() == [[2, 1], [2, 0]]
 
 
 def test_strips_are_epochs_of_the_decoder() -> None:
-    drawn = strips(photo(20), range(3, 5), options={"number": 2, "inter_aug": True}, index=7, seed=9)
+    plans = strips(photo(20), range(3, 5), options={"number": 2, "inter_aug": True}, index=7, seed=9)
     of: dict[str, Any] = {"seed": 9, "index": 7}
     size = photo(20).shape[:2]
-    assert drawn == {
+    assert plans == {
         "RandomResizedCrop": [sample_plan(*size, epoch=epoch, number=1, scale=0.08, **of) for epoch in (3, 4)],
         "CropMix": [sample_plan(*size, epoch=epoch, number=2, inter_aug=True, **of) for epoch in (3, 4)],
     }
@@ -107,17 +107,17 @@ def test_crops_are_where_the_plan_has_them() -> None:
     image = photo(20)
     plan = sample_plan(*image.shape[:2], number=3, output_size=(32, 32))
     figure = contact_sheet([Sheet(image, [plan])], (32, 32))
-    drawn = [patch for patch in figure.subfigs[0].axes[0].patches if isinstance(patch, Rectangle)]
-    boxes = [(patch.get_y(), patch.get_x(), patch.get_height() + 1, patch.get_width() + 1) for patch in drawn]
+    patches = [patch for patch in figure.subfigs[0].axes[0].patches if isinstance(patch, Rectangle)]
+    boxes = [(patch.get_y(), patch.get_x(), patch.get_height() + 1, patch.get_width() + 1) for patch in patches]
     assert boxes == list(plan.crops)
-    views = figure.subfigs[0].axes[1:4]
-    assert [axes.spines["left"].get_edgecolor() for axes in views] == [patch.get_edgecolor() for patch in drawn]
-    assert [axes.texts[0].get_text() for axes in views] == ["1", "2", "3"]
-    shares = 100 * view_shares(plan, (32, 32)).mean((0, 1))
-    assert [axes.get_title() for axes in views] == [f"{share:.0f} %" for share in shares]
+    crops = figure.subfigs[0].axes[1:4]
+    assert [axes.spines["left"].get_edgecolor() for axes in crops] == [patch.get_edgecolor() for patch in patches]
+    assert [axes.texts[0].get_text() for axes in crops] == ["1", "2", "3"]
+    shares = 100 * crop_shares(plan, (32, 32)).mean((0, 1))
+    assert [axes.get_title() for axes in crops] == [f"{share:.0f} %" for share in shares]
 
 
-def test_views_can_be_told_apart_in_gray_and_text_can_be_read() -> None:
+def test_crops_can_be_told_apart_in_gray_and_text_can_be_read() -> None:
     brightness = [np.dot(to_rgb(color), (0.299, 0.587, 0.114)) for color in visualize._COLORS]
     first = sorted(brightness[:4])
     assert min(b - a for a, b in pairwise(first)) > 0.15  # of 4 crops, the most that the paper has
@@ -159,17 +159,17 @@ def test_a_contact_sheet(run, betons: dict[str, Path], tmp_path: Path, monkeypat
     assert sheet.strips["CropMix, cutmix"] == expected
 
 
-def test_large_images_are_drawn_where_their_crops_are(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_plotted_where_their_crops_are(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((60, 9000, 3), np.uint8)
     image[:, 6000:] = 200
     Image.fromarray(image).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many
     assert run(tmp_path / "large.png", "--output", tmp_path / "figure.png", "--epochs=0", "--size=16")[0] == 0
     figure = contact_sheet([Sheet(image, [MixPlan(crops=[(0, 6000, 60, 3000)])])], (16, 16))
-    drawn = figure.subfigs[0].axes[0].images[0]
-    left, right, bottom, top = drawn.get_extent()
+    shown_image = figure.subfigs[0].axes[0].images[0]
+    left, right, bottom, top = shown_image.get_extent()
     assert (left, right, bottom, top) == (-0.5, 8999.5, 59.5, -0.5)  # the axes' numbers are pixels of the image
-    shown = np.asarray(drawn.get_array())
+    shown = np.asarray(shown_image.get_array())
     assert shown.shape[1] < 2048
     assert (shown[:, : shown.shape[1] * 2 // 3 - 1] == 0).all()
     assert (shown[:, shown.shape[1] * 2 // 3 + 1 :] == 200).all()

@@ -1,4 +1,4 @@
-"""Bicubic layers, each view to the bit Pillow's: horizontally, then vertically, each time rounded and clipped.
+"""Bicubic layers, each crop to the bit Pillow's: horizontally, then vertically, each time rounded and clipped.
 
 The filter has negative lobes: in the other kernels' order and rounded once, it is up to 29 levels off. (Pillow 13
 resizes vertically first where the height shrinks more; this is the order of all before, in which models were trained.)
@@ -14,17 +14,17 @@ import numpy as np
 from .coefficients import BICUBIC, FULL, most_taps, table_size, weight, window
 from .jit import as_readonly, jit
 from .render import layer_share, padded, visible_lanes
-from .sampling import MAX_VIEWS, MIXUP
+from .sampling import MAX_CROPS, MIXUP
 from .vectors import LANES, PILLOW_BITS, finish, horizontal, transpose, vertical
 
 
 class BicubicScratch(NamedTuple):
     """Working memory of one `render_bicubic`, owned by one thread. Sizes depend on the largest image and the output."""
 
-    taps: Any  # int64 (MAX_VIEWS, 2): number of taps of the rows and the columns of each layer
-    starts: Any  # int32 (MAX_VIEWS, 2, output side): first tap of each output row and column, in the crop
-    coefficients: Any  # int32 (MAX_VIEWS, 2, n): the taps, one output position after the other
-    narrow: Any  # uint8 (MAX_VIEWS, largest height * 3 * output width): the crops, resampled horizontally
+    taps: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
+    starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
+    coefficients: Any  # int32 (MAX_CROPS, 2, n): the taps, one output position after the other
+    narrow: Any  # uint8 (MAX_CROPS, largest height * 3 * output width): the crops, resampled horizontally
     rows: Any  # uint16 (LANES * n,)
     columns: Any  # uint16 (n * LANES,)
     mix: Any  # uint16 (3 * output width * LANES,)
@@ -40,10 +40,10 @@ def new_bicubic_scratch(interpolation, largest_height, largest_width, output_hei
     table = table_size(BICUBIC, largest_height, largest_width, output_height, output_width)
     values = padded(3 * max(largest_width, output_width))
     return BicubicScratch(
-        np.empty((MAX_VIEWS, 2), np.int64),
-        np.empty((MAX_VIEWS, 2, max(output_height, output_width)), np.int32),
-        np.empty((MAX_VIEWS, 2, table), np.int32),
-        np.empty((MAX_VIEWS, largest_height * 3 * output_width), np.uint8),
+        np.empty((MAX_CROPS, 2), np.int64),
+        np.empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
+        np.empty((MAX_CROPS, 2, table), np.int32),
+        np.empty((MAX_CROPS, largest_height * 3 * output_width), np.uint8),
         np.empty(LANES * values, np.uint16),
         np.empty(values * LANES, np.uint16),
         np.empty(3 * output_width * LANES, np.uint16),

@@ -22,8 +22,8 @@ from numba.extending import intrinsic, lower_builtin, register_jitable, type_cal
 
 from .cache import DiskCache, identity
 
-# No fastmath, said aloud because numba hands the caller's on and FFCV sets it: draws and pixels must agree across
-# machines, and it lets LLVM reorder and contract.
+# No fastmath: random numbers and pixels must agree across machines, and it lets LLVM reorder and contract. Set
+# explicitly, because numba inherits the caller's setting, and FFCV turns it on.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 _FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **_OPTIONS}
 

@@ -1,7 +1,7 @@
-"""From mixing steps to layers: what of each view remains visible, with which weight, in painter's order.
+"""From mixing steps to layers: what of each crop remains visible, with which weight, in painter's order.
 
-Mixing view after view would touch every output pixel once a view. A plan collapses first: under mixup a view's final
-weight is a product of lams; under cutmix each view is a rectangle that later ones cover.
+Mixing crop after crop would touch every output pixel once a crop. A plan collapses first: under mixup a crop's final
+weight is a product of lams; under cutmix each crop is a rectangle that later ones cover.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .jit import jit
-from .sampling import MAX_VIEWS, MIXUP
+from .sampling import MAX_CROPS, MIXUP
 
 FAINT = 0.5 / 255  # weight of half a level: layers below it are dropped
 
 
 class Layers(NamedTuple):
-    """Up to MAX_VIEWS layers, the lowest first."""
+    """Up to MAX_CROPS layers, the lowest first."""
 
-    crops: Any  # int64 (MAX_VIEWS, 4): top, left, height, width in the image
-    weights: Any  # float64 (MAX_VIEWS,): mixup adds them up to 1; cutmix paints, with weight 1
-    permutations: Any  # int64 (MAX_VIEWS, 3): output channel c is the view's channel permutation[c]
-    rectangles: Any  # int64 (MAX_VIEWS, 4): row0, col0, row1, col1 in the output
+    crops: Any  # int64 (MAX_CROPS, 4): top, left, height, width in the image
+    weights: Any  # float64 (MAX_CROPS,): mixup adds them up to 1; cutmix paints, with weight 1
+    permutations: Any  # int64 (MAX_CROPS, 3): output channel c is the crop's channel permutation[c]
+    rectangles: Any  # int64 (MAX_CROPS, 4): row0, col0, row1, col1 in the output
 
 
 @jit
 def new_layers():
     """Space for any plan's layers."""
     return Layers(
-        np.empty((MAX_VIEWS, 4), np.int64),
-        np.empty(MAX_VIEWS, np.float64),
-        np.empty((MAX_VIEWS, 3), np.int64),
-        np.empty((MAX_VIEWS, 4), np.int64),
+        np.empty((MAX_CROPS, 4), np.int64),
+        np.empty(MAX_CROPS, np.float64),
+        np.empty((MAX_CROPS, 3), np.int64),
+        np.empty((MAX_CROPS, 4), np.int64),
     )
 
 
 @jit
 def set_layer(layers, position, crop, output_height, output_width):
-    """Put a view that covers the whole output, with weight 1 and its channels in order, at a position."""
+    """Put a crop that covers the whole output, with weight 1 and its channels in order, at a position."""
     for k in range(4):
         layers.crops[position, k] = crop[k]
     layers.weights[position] = 1.0
@@ -91,7 +91,7 @@ def _clip_layers(layers, count, box):
 def _drop_faint(layers, count):
     """Drop layers that change the mix by less than half a level together; return how many remain.
 
-    Their weights add up to 1 again. lam is drawn from Beta(a, a), a < 1: a third of all images have one layer left.
+    Their weights add up to 1 again. lam is from Beta(a, a), a < 1: a third of all images have one layer left.
     """
     kept = 0
     total = dropped = 0.0
@@ -127,7 +127,7 @@ def _drop_covered(layers, count):
 
 @jit
 def collapse(plan, number, operation, output_height, output_width, layers):
-    """Fill `layers` from the plan (PlanArrays) of `number` views; return the number of layers, at least 1.
+    """Fill `layers` from the plan (PlanArrays) of `number` crops; return the number of layers, at least 1.
 
     Layers that cannot be seen are dropped: too faint, or wholly covered.
     """

@@ -1,4 +1,4 @@
-"""Drawing layers from the planes of a JPEG, colours at their own resolution: RGB is made of what is drawn.
+"""Rendering layers from the planes of a JPEG, colours at their own resolution: RGB is made after resampling.
 
 libjpeg's upsampling of the colours, a triangle filter, goes into the coefficients, at the image's borders, not the
 crop's. What remains different from the RGB path is that it clips each pixel before resampling, and this after.
@@ -12,9 +12,9 @@ import numpy as np
 
 from .coefficients import FULL, fill_coefficients, table_size
 from .jit import as_readonly, jit
-from .render import layer_share, lost, visible_lanes
-from .sampling import MAX_VIEWS, MIXUP
-from .vectors import LANES, MOST_CUT_TAPS, finish, horizontal_planes, transpose, vertical
+from .render import layer_share, truncation_bias, visible_lanes
+from .sampling import MAX_CROPS, MIXUP
+from .vectors import LANES, MAX_TRUNCATED_TAPS, finish, horizontal_planes, transpose, vertical
 
 # Columns of a layout, int64 (3, LAYOUT), of the planes of luma, blue and red: first sample; samples from row to row;
 # size; how many pixels a sample stands for, down and across; along which of them libjpeg makes these of it and its
@@ -26,9 +26,9 @@ LAYOUT = 10
 class PlanesScratch(NamedTuple):
     """Working memory of one `render_planes`, owned by one thread, besides `render.Scratch`."""
 
-    taps: Any  # int64 (MAX_VIEWS, 2): number of taps of the rows and the columns of each layer's colours
-    starts: Any  # int32 (MAX_VIEWS, 2, output side): first tap, in the plane
-    coefficients: Any  # uint16 (MAX_VIEWS, 2, n)
+    taps: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer's colours
+    starts: Any  # int32 (MAX_CROPS, 2, output side): first tap, in the plane
+    coefficients: Any  # uint16 (MAX_CROPS, 2, n)
     sums: Any  # int64 (n,): those of one position
 
 
@@ -38,9 +38,9 @@ def new_planes_scratch(interpolation, largest_height, largest_width, output_heig
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     side = max(output_height, output_width)
     return PlanesScratch(
-        np.empty((MAX_VIEWS, 2), np.int64),
-        np.empty((MAX_VIEWS, 2, side), np.int32),
-        np.empty((MAX_VIEWS, 2, table + 2 * side), np.uint16),
+        np.empty((MAX_CROPS, 2), np.int64),
+        np.empty((MAX_CROPS, 2, side), np.int32),
+        np.empty((MAX_CROPS, 2, table + 2 * side), np.uint16),
         np.empty(table + 2, np.int64),
     )
 
@@ -58,7 +58,7 @@ def compose_upsampling(
         size: of the plane, px.
         composed_starts, composed: filled, the sum of each position kept.
     """
-    shift = factor // 2  # 1, 2, 4: a division by it, for each tap, would take half as long as all drawing
+    shift = factor // 2  # 1, 2, 4: a division by it, for each tap, would take half as long as all rendering
     composed_taps = min(((taps + 2 * triangle + factor - 2) >> shift) + 1, size)
     for position in range(output_size):
         first = starts[position] + offset
@@ -181,20 +181,22 @@ def render_planes(pixels, layout, layers, count, operation, flip, interpolation,
                     width,
                 )
             transpose(scratch.rows, width, scratch.columns, width)
-            half_lost = half_taps if taps <= MOST_CUT_TAPS else 1
+            half_bias = half_taps if taps <= MAX_TRUNCATED_TAPS else 1
             horizontal_planes(
                 scratch.columns,
                 first,
                 starts,
                 coefficients,
                 taps,
-                int((lost(row_taps) * weight + lost(taps) + 2) / 2),  # and one cut of a colour's product
+                int(
+                    (truncation_bias(row_taps) * weight + truncation_bias(taps) + 2) / 2
+                ),  # and one cut of a colour's product
                 blue - half_first,
                 red - half_first,
                 half_starts,
                 half_coefficients,
                 half_taps,
-                share // 2 - int((lost(half_row_taps) * weight + half_lost + 1) / 2),
+                share // 2 - int((truncation_bias(half_row_taps) * weight + half_bias + 1) / 2),
                 share * 255 // 256,
                 begin,
                 end,

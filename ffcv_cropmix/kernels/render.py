@@ -1,4 +1,4 @@
-"""Drawing layers: separable resampling of each layer's crop straight into the mix, sixteen output rows at a time.
+"""Rendering layers: separable resampling of each layer's crop straight into the mix, sixteen output rows at a time.
 
 What is under way stays in the first-level cache: the rows of one layer, turned into columns, and the mix of the rows.
 """
@@ -11,16 +11,16 @@ import numpy as np
 
 from .coefficients import FULL, fill_coefficients, table_size, window
 from .jit import jit
-from .sampling import CUTMIX, MAX_VIEWS, MIXUP
-from .vectors import LANES, MOST_CUT_TAPS, finish, horizontal, transpose, vertical
+from .sampling import CUTMIX, MAX_CROPS, MIXUP
+from .vectors import LANES, MAX_TRUNCATED_TAPS, finish, horizontal, transpose, vertical
 
 
 class Scratch(NamedTuple):
     """Working memory of one `render`, owned by one thread. Sizes depend on the largest image and the output."""
 
-    taps: Any  # int64 (MAX_VIEWS, 2): number of taps of the rows and the columns of each layer
-    starts: Any  # int32 (MAX_VIEWS, 2, output side): first tap of each output row and column, in the crop
-    coefficients: Any  # uint16 (MAX_VIEWS, 2, n): the taps, one output position after the other
+    taps: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
+    starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
+    coefficients: Any  # uint16 (MAX_CROPS, 2, n): the taps, one output position after the other
     rows: Any  # uint16 (LANES * n,): LANES rows of a layer, resampled vertically
     columns: Any  # uint16 (n * LANES,): the same, transposed
     mix: Any  # uint16 (3 * output width * LANES,): LANES output rows, transposed
@@ -38,9 +38,9 @@ def new_scratch(interpolation, largest_height, largest_width, output_height, out
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     values = padded(3 * largest_width)
     return Scratch(
-        np.empty((MAX_VIEWS, 2), np.int64),
-        np.empty((MAX_VIEWS, 2, max(output_height, output_width)), np.int32),
-        np.empty((MAX_VIEWS, 2, table), np.uint16),
+        np.empty((MAX_CROPS, 2), np.int64),
+        np.empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
+        np.empty((MAX_CROPS, 2, table), np.uint16),
         np.empty(LANES * values, np.uint16),
         np.empty(values * LANES, np.uint16),
         np.empty(3 * output_width * LANES, np.uint16),
@@ -79,9 +79,9 @@ def pixels_needed(layers, count, interpolation, output_height, output_width, box
 
 
 @jit
-def lost(taps):
+def truncation_bias(taps):
     """How often a sum of that many taps is cut by up to 1/256 level."""
-    return taps if taps <= MOST_CUT_TAPS else 1
+    return taps if taps <= MAX_TRUNCATED_TAPS else 1
 
 
 @jit
@@ -137,7 +137,7 @@ def render(pixels, width, layers, count, operation, flip, interpolation, out, sc
                 column_starts,
                 column_coefficients,
                 column_taps,
-                int((lost(row_taps) * layers.weights[k] + lost(column_taps) + 1) / 2),
+                int((truncation_bias(row_taps) * layers.weights[k] + truncation_bias(column_taps) + 1) / 2),
                 begin,
                 end,
                 layers.permutations[k],

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a draw is a function of what it is for, not of what was drawn before.
+"""Counter-based random numbers: each depends on what it is for, not on the ones before.
 
 Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed; the
 counter is (sample index, epoch, 32 * view + stream, block). Hence the same seed gives the same pixels whatever the
@@ -64,7 +64,7 @@ def make_key(seed_low, seed_high, index, epoch, view):
 
 @jit
 def beta(key, stream, a):
-    """One draw from Beta(a, a), in [0, 1].
+    """A sample of Beta(a, a), in [0, 1].
 
     a < 1/2: Jöhnk's method in logarithms, where U**(1/a) of a small `a` cannot underflow (accepts more than 78 %).
     a >= 1/2: Ulrich's closed form for the symmetric case (Devroye, "Non-uniform random variate generation", IX.3).

@@ -1,4 +1,4 @@
-"""Drawing the parameters of one mixed image. Draw first: no pixel is touched here."""
+"""Sampling the parameters of one mixed image. Sample first, render later: no pixel is touched here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from .jit import jit
 from .rng import beta, make_key, uniforms
 
-MAX_VIEWS = 8
+MAX_CROPS = 8
 
 MIXUP = 0
 CUTMIX = 1
@@ -19,19 +19,19 @@ CUTMIX = 1
 _CROP_STREAM = 0  # + band, one block a try
 _MIX_STREAM = 8  # + step: lam, or box and coin
 _PERMUTATION_STREAM = 16  # + step
-_IMAGE_STREAM = 24  # block 0: number, flip; blocks 1 and 2: order of the views
+_IMAGE_STREAM = 24  # block 0: number, flip; blocks 1 and 2: order of the crops
 
 _CROP_TRIES = 10
 
 
 class SamplingOptions(NamedTuple):
-    """What the draws depend on besides the key: numbers only, so that compiled code takes it as it is."""
+    """What sampling depends on besides the key: numbers only, so that compiled code takes it as it is."""
 
     scale_low: float
     scale_high: float
     log_ratio_low: float
     log_ratio_high: float
-    number_digits: int  # the numbers of views to draw from as decimal digits, as the authors write them: 234
+    number_digits: int  # the numbers of crops to choose from as decimal digits, as the authors write them: 234
     operation: int  # MIXUP or CUTMIX
     mix_ratio: float
     inter_aug: bool
@@ -41,24 +41,24 @@ class SamplingOptions(NamedTuple):
 
 
 class PlanArrays(NamedTuple):
-    """The arrays that hold the plan of one image. Step k mixes view k + 1 into the composite of views 0 to k."""
+    """The arrays that hold the plan of one image. Step k mixes crop k + 1 into the composite of crops 0 to k."""
 
-    crops: Any  # int64 (MAX_VIEWS, 4): top, left, height, width, in mixing order
-    lams: Any  # float64 (MAX_VIEWS - 1,): mixup, weight of the composite
-    boxes: Any  # int64 (MAX_VIEWS - 1, 4): cutmix, row0, col0, row1, col1 in the output
-    paste_next: Any  # int64 (MAX_VIEWS - 1,): cutmix, 1: the next view's box goes into the composite, else the reverse
-    permutations: Any  # int64 (MAX_VIEWS - 1, 3): channels of one operand of each step
+    crops: Any  # int64 (MAX_CROPS, 4): top, left, height, width, in mixing order
+    lams: Any  # float64 (MAX_CROPS - 1,): mixup, weight of the composite
+    boxes: Any  # int64 (MAX_CROPS - 1, 4): cutmix, row0, col0, row1, col1 in the output
+    paste_next: Any  # int64 (MAX_CROPS - 1,): cutmix, 1: the next crop's box goes into the composite, else the reverse
+    permutations: Any  # int64 (MAX_CROPS - 1, 3): channels of one operand of each step
 
 
 @jit
 def new_plan_arrays():
     """Space for any plan."""
     return PlanArrays(
-        np.empty((MAX_VIEWS, 4), np.int64),
-        np.empty(MAX_VIEWS - 1, np.float64),
-        np.empty((MAX_VIEWS - 1, 4), np.int64),
-        np.empty(MAX_VIEWS - 1, np.int64),  # a type of its own would take 0.06 s to compile
-        np.empty((MAX_VIEWS - 1, 3), np.int64),
+        np.empty((MAX_CROPS, 4), np.int64),
+        np.empty(MAX_CROPS - 1, np.float64),
+        np.empty((MAX_CROPS - 1, 4), np.int64),
+        np.empty(MAX_CROPS - 1, np.int64),  # a type of its own would take 0.06 s to compile
+        np.empty((MAX_CROPS - 1, 3), np.int64),
     )
 
 
@@ -121,19 +121,19 @@ def _sample_number(u, digits):
 
 @jit
 def _shuffled_band(key, number, order_position):
-    """Which band the view at a position of the mixing order comes from: a Fisher-Yates shuffle, without an array.
+    """Which band the crop at a position of the mixing order comes from: a Fisher-Yates shuffle, without an array.
 
-    A band is followed back through the swaps: at most eight steps. Two views are not shuffled (the authors' code).
+    A band is followed back through the swaps: at most eight steps. Two crops are not shuffled (the authors' code).
     """
     if number < 3:
         return order_position
     a, b, c, d = uniforms(key, _IMAGE_STREAM, 1)
     e, f, g, _ = uniforms(key, _IMAGE_STREAM, 2)
-    draws = (a, b, c, d, e, f, g)
+    chances = (a, b, c, d, e, f, g)
     # swap k exchanges positions k and j(k) <= k, for k from number - 1 down to 1; undo from the last to the first
     position = order_position
     for k in range(1, number):
-        j = _index_below(draws[k - 1], k + 1)
+        j = _index_below(chances[k - 1], k + 1)
         if position == k:
             position = j
         elif position == j:
@@ -168,7 +168,7 @@ def _sample_permutation(u, permutation):
 
 @jit
 def sample(options, index, epoch, view, height, width, output_height, output_width, plan):
-    """Draw the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of crops, flip).
+    """Sample the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of crops, flip).
 
     view: which of several mixed images made of the sample. height, width: of the image, px. Source: arXiv 2205.15955,
     section 3, and the authors' code.

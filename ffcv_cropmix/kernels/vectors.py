@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import lower_builtin, type_callable
 
 LANES = 16
-MOST_CUT_TAPS = 16
+MAX_TRUNCATED_TAPS = 16
 PILLOW_BITS = 22
 RED_OF_RED, BLUE_OF_GREEN, RED_OF_GREEN, BLUE_OF_BLUE = 26345, -22553, 18734, -14942  # see `_rgb`, in 1/65536
 
@@ -38,7 +38,7 @@ def _weighted_sum(coefficients: np.ndarray, levels: np.ndarray, decisive_taps: i
         total = (coefficients * (levels >> 8).astype(np.int32)).sum(axis=0, dtype=np.int32)
         return np.clip(total + (1 << (PILLOW_BITS - 1)) >> PILLOW_BITS, 0, 255).astype(np.uint16) << 8
     products = coefficients * levels.astype(np.uint32)
-    if (decisive_taps or len(products)) <= MOST_CUT_TAPS:
+    if (decisive_taps or len(products)) <= MAX_TRUNCATED_TAPS:
         return (products >> 16).sum(axis=0, dtype=np.uint16)
     return (products.sum(axis=0, dtype=np.uint32) >> 16).astype(np.uint16)
 
@@ -250,11 +250,11 @@ def _emit_weighted_sums(
 
 
 def _emit_few_or_many(builder: Any, coefficients: Any, taps: Any, emit: Callable[[bool], None]) -> None:
-    """emit(exact) for up to MOST_CUT_TAPS taps and for more; once where that makes no difference."""
+    """emit(exact) for up to MAX_TRUNCATED_TAPS taps and for more; once where that makes no difference."""
     if coefficients.type.pointee.width == 32:
         emit(True)
         return
-    with builder.if_else(builder.icmp_signed("<=", taps, _index(MOST_CUT_TAPS))) as (few, many):
+    with builder.if_else(builder.icmp_signed("<=", taps, _index(MAX_TRUNCATED_TAPS))) as (few, many):
         with few:
             emit(False)
         with many:

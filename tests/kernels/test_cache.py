@@ -89,7 +89,7 @@ def test_all_sources_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_closures_are_told_apart() -> None:
-    kind = operations._Kind(operations._draw_cropmix, OPTIONS, dct=False, bicubic=False, decode="rgb")
+    kind = operations._Kind(operations._sample_cropmix, OPTIONS, dct=False, bicubic=False, decode="rgb")
     compiled = [operations._compile(kind._replace(decode=decode)) for decode in ("rgb", "ycbcr")]
     names = {cache.identity(functions[k]) for functions in compiled for k in (0, 2)}
     names |= {cache.identity(functional._compile(bicubic)) for bicubic in (False, True)}

@@ -14,7 +14,7 @@ from tests import naive
 
 HEIGHT, WIDTH = OUTPUT = 6, 5
 PALETTE = np.random.default_rng(0).integers(0, 256, (8, 1, 3), np.uint8)
-CROPS = [(view, 0, 1, 1) for view in range(8)]  # each view is of one colour: what shows tells which view it is
+CROPS = [(crop, 0, 1, 1) for crop in range(8)]  # each crop is of one colour: what shows tells which crop it is
 
 WHOLE, TOP, BOTTOM, EMPTY = (0, 0, HEIGHT, WIDTH), (0, 0, 3, WIDTH), (3, 0, HEIGHT, WIDTH), (2, 2, 2, 4)
 ONTO, UNDER = True, False
@@ -29,12 +29,12 @@ def layers_of(plan: MixPlan) -> Layers:
 def paint(layers: Layers, operation: str) -> np.ndarray:
     """Layer after layer: float64 (height, width, 3)."""
     canvas = np.zeros((*OUTPUT, 3))
-    for (view, *_), weight, permutation, (row0, col0, row1, col1) in zip(*layers):
+    for (crop, *_), weight, permutation, (row0, col0, row1, col1) in zip(*layers):
         assert 0 <= row0 < row1 <= HEIGHT
         assert 0 <= col0 < col1 <= WIDTH
         region = canvas[row0:row1, col0:col1]
         region *= operation == "mixup"
-        region += weight * PALETTE[view, 0, permutation]
+        region += weight * PALETTE[crop, 0, permutation]
     return canvas
 
 
@@ -45,10 +45,10 @@ def covers(above: np.ndarray, below: np.ndarray) -> bool:
 @pytest.mark.parametrize("operation", ["mixup", "cutmix"])
 def test_layers_show_what_the_steps_do_and_no_more(operation: str) -> None:
     for index in range(500):
-        drawn = sample_plan(
+        sampled = sample_plan(
             9, 9, number=(2, 3, 5, 8), operation=operation, inter_aug=True, output_size=OUTPUT, index=index
         )
-        plan = replace(drawn, crops=CROPS[: len(drawn.crops)])
+        plan = replace(sampled, crops=CROPS[: len(sampled.crops)])
         layers = layers_of(plan)
         faint = [weight for weight in naive.weights(plan) if weight < 0.5 / 255]
         atol = 1e-9 if not any(faint) else 0.5
@@ -63,7 +63,7 @@ def test_layers_show_what_the_steps_do_and_no_more(operation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lams", "views"),
+    ("lams", "crops"),
     [
         ([0.25, 0.5], {0: 0.125, 1: 0.375, 2: 0.5}),
         ([1.0, 0.5], {0: 0.5, 2: 0.5}),
@@ -76,13 +76,13 @@ def test_layers_show_what_the_steps_do_and_no_more(operation: str) -> None:
         ([0.0015 / 0.9985, 0.9985], {1: 0.997 / 0.9985, 2: 0.0015 / 0.9985}),  # one may be dropped, not both
     ],
 )
-def test_faint_views_are_dropped(lams: list[float], views: dict[int, float]) -> None:
+def test_faint_crops_are_dropped(lams: list[float], crops: dict[int, float]) -> None:
     layers = layers_of(MixPlan(crops=CROPS[:3], lams=lams))
-    assert dict(zip(layers.crops[:, 0].tolist(), layers.weights.tolist())) == pytest.approx(views)
+    assert dict(zip(layers.crops[:, 0].tolist(), layers.weights.tolist())) == pytest.approx(crops)
 
 
 @pytest.mark.parametrize(
-    ("steps", "views"),  # views: the lowest first
+    ("steps", "crops"),  # crops: the lowest first
     [
         ([(ONTO, TOP), (ONTO, BOTTOM)], [0, 1, 2]),  # the first is hidden by two together: allowed to stay
         ([(ONTO, EMPTY), (ONTO, TOP)], [0, 2]),
@@ -96,12 +96,12 @@ def test_faint_views_are_dropped(lams: list[float], views: dict[int, float]) -> 
         ([(UNDER, TOP), (UNDER, BOTTOM)], [2, 1]),
     ],
 )
-def test_views_that_are_covered_are_dropped(steps: list, views: list[int]) -> None:
+def test_crops_that_are_covered_are_dropped(steps: list, crops: list[int]) -> None:
     paste_next, boxes = zip(*steps)
     layers = layers_of(MixPlan(crops=CROPS[:3], operation="cutmix", boxes=boxes, paste_next=paste_next))
-    assert layers.crops[:, 0].tolist() == views
+    assert layers.crops[:, 0].tolist() == crops
 
 
-def test_one_view_is_one_layer() -> None:
+def test_one_crop_is_one_layer() -> None:
     layers = layers_of(MixPlan(crops=CROPS[:1]))
     assert [array.tolist() for array in layers] == [[[0, 0, 1, 1]], [1.0], [[0, 1, 2]], [list(WHOLE)]]

@@ -48,29 +48,29 @@ def test_uniforms_take_every_part_of_the_key() -> None:
 
 
 @njit
-def _draw(count, a):
-    drawn = np.empty(count)
+def _sample(count, a):
+    sampled = np.empty(count)
     for index in range(count):
-        drawn[index] = beta(make_key(7, 0, index, 0, 0), 8, a)
-    return drawn
+        sampled[index] = beta(make_key(7, 0, index, 0, 0), 8, a)
+    return sampled
 
 
 @pytest.mark.parametrize("a", [0.05, 0.1, 0.4 / 3, 0.2, 0.5, 1.0, 5.0])
 def test_beta_is_scipys(a: float) -> None:
-    drawn = _draw(200_000, a)
+    sampled = _sample(200_000, a)
     # By halves: of numbers just below 1, float64 has too few for small a (1 % of Beta(0.1) rounds to 1).
-    lower, upper = drawn[drawn < 0.5], drawn[drawn >= 0.5]
-    assert stats.binomtest(len(lower), len(drawn)).pvalue > 0.001
+    lower, upper = sampled[sampled < 0.5], sampled[sampled >= 0.5]
+    assert stats.binomtest(len(lower), len(sampled)).pvalue > 0.001
     assert stats.kstest(lower, lambda x: 2 * stats.beta(a, a).cdf(x)).pvalue > 0.001
     assert stats.ks_2samp(np.maximum(lower, 1e-12), np.maximum(1 - upper, 1e-12)).pvalue > 0.001
 
 
 @pytest.mark.parametrize("a", [1e-4, 1e-3])
 def test_beta_of_small_parameters_neither_underflows_nor_fails(a: float) -> None:
-    drawn = _draw(100_000, a)
-    assert ((drawn >= 0) & (drawn <= 1)).all()
-    assert (drawn < 0.5).mean() == pytest.approx(0.5, abs=0.01)
-    assert ((drawn < 1e-3) | (drawn > 1 - 1e-3)).mean() > 0.98
+    sampled = _sample(100_000, a)
+    assert ((sampled >= 0) & (sampled <= 1)).all()
+    assert (sampled < 0.5).mean() == pytest.approx(0.5, abs=0.01)
+    assert ((sampled < 1e-3) | (sampled > 1 - 1e-3)).mean() > 0.98
 
 
 def test_no_fastmath_from_the_caller() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from ffcv_cropmix.kernels import vectors
 from ffcv_cropmix.kernels.jit import entry
-from ffcv_cropmix.kernels.vectors import LANES, MOST_CUT_TAPS, PILLOW_BITS
+from ffcv_cropmix.kernels.vectors import LANES, MAX_TRUNCATED_TAPS, PILLOW_BITS
 
 COUNTS = (1, 3, 15, 16, 17, 63, 64, 65, 127, 129)
-TAPS = (1, 2, 5, MOST_CUT_TAPS, MOST_CUT_TAPS + 1, 40)
+TAPS = (1, 2, 5, MAX_TRUNCATED_TAPS, MAX_TRUNCATED_TAPS + 1, 40)
 FULL = 2**16
 
 
@@ -120,7 +120,7 @@ def test_horizontal(taps: int, pillow: bool, top: int, bottom: int, add: bool) -
 
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize(("top", "bottom"), [(0, LANES), (0, 5), (3, LANES), (7, 8)])
-@pytest.mark.parametrize("half_taps", [1, 3, 9, MOST_CUT_TAPS + 1])
+@pytest.mark.parametrize("half_taps", [1, 3, 9, MAX_TRUNCATED_TAPS + 1])
 @pytest.mark.parametrize("taps", TAPS)
 def test_horizontal_planes(taps: int, half_taps: int, top: int, bottom: int, add: bool) -> None:
     random = np.random.default_rng(taps)
