@@ -9,52 +9,38 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .data.check import check_beton
-    from .fields import DCTImageField
-    from .functional import cropmix
-    from .loader import Loader
-    from .operations import (
-        CenterCropRGBImageDecoder,
-        CropMixRGBImageDecoder,
-        MultiViewRGBImageDecoder,
-        SelectView,
-        ToTorchViews,
-        ViewSpec,
-    )
-    from .plan import MixPlan, sample_plan
+if TYPE_CHECKING:  # what type checkers and editors see; the same names as in _MODULE_OF
+    from .data.check import check_beton as check_beton
+    from .decoders import CenterCropRGBImageDecoder as CenterCropRGBImageDecoder
+    from .decoders import CropMixRGBImageDecoder as CropMixRGBImageDecoder
+    from .fields import DCTImageField as DCTImageField
+    from .functional import cropmix as cropmix
+    from .loader import Loader as Loader
+    from .plan import MixPlan as MixPlan
+    from .plan import sample_plan as sample_plan
+    from .views import MultiViewRGBImageDecoder as MultiViewRGBImageDecoder
+    from .views import SelectView as SelectView
+    from .views import ToTorchViews as ToTorchViews
+    from .views import ViewSpec as ViewSpec
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CenterCropRGBImageDecoder",
-    "CropMixRGBImageDecoder",
-    "DCTImageField",
-    "Loader",
-    "MixPlan",
-    "MultiViewRGBImageDecoder",
-    "SelectView",
-    "ToTorchViews",
-    "ViewSpec",
-    "check_beton",
-    "cropmix",
-    "sample_plan",
-]
-
 _MODULE_OF = {
-    "CenterCropRGBImageDecoder": "operations",
-    "CropMixRGBImageDecoder": "operations",
+    "CenterCropRGBImageDecoder": "decoders",
+    "CropMixRGBImageDecoder": "decoders",
     "DCTImageField": "fields",
     "Loader": "loader",
     "MixPlan": "plan",
-    "MultiViewRGBImageDecoder": "operations",
-    "SelectView": "operations",
-    "ToTorchViews": "operations",
-    "ViewSpec": "operations",
+    "MultiViewRGBImageDecoder": "views",
+    "SelectView": "views",
+    "ToTorchViews": "views",
+    "ViewSpec": "views",
     "check_beton": "data.check",
     "cropmix": "functional",
     "sample_plan": "plan",
 }
+
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -32,11 +32,12 @@ from ffcv.traversal_order.quasi_random import generate_order_inner
 from ffcv.types import TYPE_ID_HANDLER
 from numba.core import config
 
+from .batch_loop import CHECKSUM
 from .data.check import check_beton
 from .data.memory import MappedFile, PageCache, physical_memory
 from .data.reader import Beton
+from .decoders import DecodeError
 from .errors import DataError
-from .operations import CHECKSUM, DecodeError
 from .passes import Pass
 
 _LARGE = 0.5  # share of the memory that buffers may take unsaid

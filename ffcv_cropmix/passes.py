@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ffcv.loader.epoch_iterator import select_buffer
 
-from .operations import DecodeError
+from .decoders import DecodeError
 
 if TYPE_CHECKING:
     from .loader import Loader

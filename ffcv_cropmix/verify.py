@@ -75,8 +75,8 @@ def verify(path: str, *, full: bool = False, num_workers: int = -1, batch_size: 
     if not full:
         return result
 
+    from .decoders import CenterCropRGBImageDecoder
     from .loader import Loader
-    from .operations import CenterCropRGBImageDecoder
     from .progress import progress
 
     for name in beton.images():

@@ -32,7 +32,7 @@ from ffcv_cropmix import (
     sample_plan,
 )
 from ffcv_cropmix.data.reader import Beton
-from ffcv_cropmix.operations import DecodeError
+from ffcv_cropmix.decoders import DecodeError
 from tests.betons import COUNT, damaged, payload, stored_image
 
 SIZE, SMALL = (24, 31), (9, 8)

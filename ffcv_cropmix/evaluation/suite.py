@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..decoders import CenterCropRGBImageDecoder
 from ..errors import DataError
 from ..loader import Loader
-from ..operations import CenterCropRGBImageDecoder
 from ..progress import progress
 from ..training.datasets import match_classes, open_labelled, read_classes
 from ..training.loaders import pipelines

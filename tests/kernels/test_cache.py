@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from numba import config
 
-from ffcv_cropmix import functional, operations, turbojpeg
+from ffcv_cropmix import batch_loop, decoders, functional, turbojpeg
 from ffcv_cropmix.kernels import cache
 from ffcv_cropmix.kernels.jit import entry, jit
 from ffcv_cropmix.kernels.render import padded
@@ -89,15 +89,15 @@ def test_all_sources_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_closures_are_told_apart() -> None:
-    kind = operations._Kind(operations._sample_cropmix, OPTIONS, dct=False, bicubic=False, decode="rgb")
-    compiled = [operations._compile(kind._replace(decode=decode)) for decode in ("rgb", "ycbcr")]
+    kind = batch_loop.Specialization(decoders.sample_cropmix, OPTIONS, dct=False, bicubic=False, decode="rgb")
+    compiled = [batch_loop.compile_sample(kind._replace(decode=decode)) for decode in ("rgb", "ycbcr")]
     names = {cache.identity(functions[k]) for functions in compiled for k in (0, 2)}
     names |= {cache.identity(functional._compile(bicubic)) for bicubic in (False, True)}
     names |= {cache.identity(value) for value in (turbojpeg.new_handle, turbojpeg.destroy_handle)}
     assert len(names) == 8
 
 
-OPTIONS = operations.numba.typeof(operations.CropMixRGBImageDecoder()._options)
+OPTIONS = decoders.numba.typeof(decoders.CropMixRGBImageDecoder()._options)
 
 
 @jit

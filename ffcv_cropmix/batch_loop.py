@@ -1,0 +1,324 @@
+"""The compiled loop over a batch: reads each sample once and renders its images. The decoders build on it."""
+
+from __future__ import annotations
+
+from . import patches  # noqa: F401
+
+# isort: split
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import numba
+import numpy as np
+from numba import carray, prange, types
+
+from . import dct_pixels, turbojpeg
+from .data.images import DCT, JPG, RAW
+from .dct import BAD_DCT, OTHER_SIZE
+from .functional import kernels_of
+from .kernels import sampling
+from .kernels.checksum import xxh64
+from .kernels.jit import as_pointer, as_readonly, compiled_once, entry, jit
+from .kernels.layers import new_layers
+from .kernels.planes import new_planes_scratch, render_planes
+from .kernels.render import pixels_needed
+
+Decode = Literal["rgb", "rows", "ycbcr"]
+
+CHECKSUM = "checksum"
+"""A column of the metadata, uint64: where there is one, a sample's bytes are compared with it (kernels.checksum)."""
+
+
+# What can be wrong with a sample: those of turbojpeg, then
+BAD_MODE, BAD_RAW_SIZE, BAD_CHECKSUM = 10, 11, 12
+CAUSES = {
+    turbojpeg.BAD_HEADER: "its data are no JPEG",
+    turbojpeg.OTHER_SIZE: "its JPEG has another size than the metadata say",
+    turbojpeg.BAD_DATA: "its JPEG is damaged, or neither RGB nor gray",
+    BAD_DCT: "its coefficients are damaged",
+    OTHER_SIZE: "its coefficients are of an image of another size than the metadata say",
+    BAD_MODE: "its mode is neither jpg nor raw, nor dct in a field of that",
+    BAD_RAW_SIZE: "its raw data have another size than the metadata say",
+    BAD_CHECKSUM: "its data are not those that were written: their checksum differs",
+}
+
+
+class Workspace(NamedTuple):
+    """What one thread needs to decode and render the samples of one batch."""
+
+    layers: Any
+    plan: Any
+    scratch: Any
+    planes: Any
+    box: Any  # int64 (4,): see `pixels_needed`
+    image: Any  # of `turbojpeg`, or of `dct_pixels`
+
+
+@jit
+def _int(number):
+    """A number of the metadata as int64: numba takes an unsigned number times a signed one for a float."""
+    return int(np.int64(number))
+
+
+@jit
+def _new_nothing(interpolation, height, width, output_height, output_width):
+    """In the place of `new_planes_scratch` where no planes are rendered: spares its compilation."""
+    return ()
+
+
+# A batch's images are in one array, or in one for each view. Compiled code gets their addresses: a tuple of arrays
+# would be of another type, and compiled anew, for each number of views.
+
+
+def images_apart(images: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Where the images are: int64 (views, 3), address of a view's first sample, height, width; the others follow it.
+
+    images: a tuple of one array (batch, height, width, 3) for each view.
+    """
+    return np.array([(batch.ctypes.data, *batch.shape[1:3]) for batch in images], np.int64)
+
+
+@jit
+def _image_at(places, view, position):
+    """One image of a batch, uint8 (height, width, 3)."""
+    height, width = places[view, 1], places[view, 2]
+    return carray(as_pointer(places[view, 0] + position * height * width * 3), (height, width, 3), np.uint8)
+
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+
+
+class Specialization(NamedTuple):
+    """What code is compiled for."""
+
+    sample_layers: Any
+    """A `_sample_layers`."""
+    options: Any
+    """The type of its options."""
+    dct: bool
+    """Whether the field has coefficients; else JPEGs and raw images."""
+    bicubic: bool
+    """Bilinear and area are of one compilation."""
+    decode: Decode
+
+
+def _decode_dct(data, height, width, box, planar, buffers):
+    """`dct_pixels.decode_dct`, both of its numbers in one."""
+    code, planes = dct_pixels.decode_dct(data, height, width, box, planar, buffers)
+    return code << 1 | planes
+
+
+@cache
+def _compile_decode_dct() -> Any:
+    """`_decode_dct`, compiled once for all decoders."""
+    buffers = dct_pixels.new_buffers(8, 8)
+    kinds = types.int64, types.int64, numba.typeof(np.empty(4, np.int64)), types.boolean, numba.typeof(buffers)
+    dct_pixels.destroy_context(buffers.context)
+    return compiled_once(_decode_dct, types.int64, _BYTES, *kinds)
+
+
+def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
+    """What reads the images of a field, compiled code.
+
+    Returns:
+        new_buffers: (largest height, largest width, largest area of a JPEG with a column and a row more, largest file
+            to be copied) to the buffers of one thread.
+        destroy_buffers: frees what is theirs and not numba's.
+        read_image: (data, height, width, box, buffers) to an error code or 0, and whether buffers.pixels are planes,
+            which buffers.layout describes, or RGB rows. The box says which pixels are needed.
+    """
+    planar = kind.decode == "ycbcr" and not kind.bicubic
+    if kind.dct:
+
+        @jit
+        def new_buffers(height, width, area, largest_file):
+            return dct_pixels.new_buffers(height, width)
+
+        @jit
+        def destroy_buffers(buffers):
+            dct_pixels.destroy_context(buffers.context)
+
+        decode_dct = _compile_decode_dct()
+
+        @jit
+        def read_image(data, height, width, box, buffers):
+            both = decode_dct(data, height, width, box, planar, buffers)
+            return both >> 1, (both & 1) == 1
+
+    else:
+
+        @jit
+        def new_buffers(height, width, area, largest_file):
+            return turbojpeg.new_buffers(area, largest_file)
+
+        @jit
+        def destroy_buffers(buffers):
+            pass
+
+        if planar:
+
+            @jit
+            def read_image(data, height, width, box, buffers):
+                code = turbojpeg.decode_jpeg_planes(data, height, width, box[2], buffers)
+                if code != turbojpeg.NOT_420:
+                    return code, True
+                return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers), False
+
+        elif kind.decode == "rgb":
+
+            @jit
+            def read_image(data, height, width, box, buffers):
+                return turbojpeg.decode_jpeg(data, height, width, buffers), False
+
+        else:
+
+            @jit
+            def read_image(data, height, width, box, buffers):
+                return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers), False
+
+    return new_buffers, destroy_buffers, read_image
+
+
+@cache
+def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
+    """Compile once in a process.
+
+    Returns:
+        new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, largest output height, largest
+            output width) to a Workspace.
+        destroy_workspace: frees what is not numba's.
+        render_sample: decode one sample, and render the layers that `sample_layers` fills in for each of its images;
+            return 0, or a key of CAUSES.
+    """
+    sample_layers, dct = kind.sample_layers, kind.dct
+    new_scratch, render = kernels_of(kind.bicubic)
+    new_buffers, destroy_buffers, read_image = _readers(kind)
+    planar, boxed = kind.decode == "ycbcr" and not kind.bicubic, dct or kind.decode != "rgb"
+    new_planes = new_planes_scratch if planar else _new_nothing
+    coded = DCT if dct else JPG
+
+    @jit
+    def new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width):
+        height = width = area = 0
+        for index in batch_indices:
+            field = metadata[index]
+            height = max(height, _int(field["height"]))
+            width = max(width, _int(field["width"]))
+            if field["mode"] == JPG:
+                area = max(area, (_int(field["height"]) + 1) * (_int(field["width"]) + 1))
+        return Workspace(
+            new_layers(),
+            sampling.new_plan_arrays(),
+            new_scratch(interpolation, height, width, output_height, output_width),
+            new_planes(interpolation, height, width, output_height, output_width),
+            np.empty(4, np.int64),
+            new_buffers(height, width, area, largest_file),
+        )
+
+    @jit
+    def destroy_workspace(workspace):
+        destroy_buffers(workspace.image)
+
+    def render_sample(
+        code, data, mode, height, width, options, interpolation, index, epoch, workspace, places, position
+    ):
+        plan, layers, box, image = workspace.plan, workspace.layers, workspace.box, workspace.image
+        pixels, planes = data, False
+        if code != 0:
+            pass
+        elif mode == coded:
+            pixels = as_readonly(image.pixels)
+            if boxed:
+                box[0], box[1], box[2], box[3] = height, width, 0, 0
+                for view in range(len(options)):
+                    size = places[view, 1], places[view, 2]
+                    count, _, _ = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
+                    pixels_needed(layers, count, interpolation, *size, box)
+            code, planes = read_image(data, height, width, box, image)
+        elif mode == RAW and not dct:
+            if data.size != 3 * height * width:
+                code = BAD_RAW_SIZE
+        else:
+            code = BAD_MODE
+        for view in range(len(options)):
+            out = _image_at(places, view, position)
+            if code != 0:  # what lies there is another sample's
+                out[:] = 0
+                continue
+            output_height, output_width, _ = out.shape
+            count, operation, flip = sample_layers(
+                options[view], index, epoch, view, height, width, output_height, output_width, plan, layers
+            )
+            if planar and planes:
+                render_planes(
+                    pixels,
+                    image.layout,
+                    layers,
+                    count,
+                    operation,
+                    flip,
+                    interpolation,
+                    out,
+                    workspace.scratch,
+                    workspace.planes,
+                )
+            else:
+                render(pixels, width, layers, count, operation, flip, interpolation, out, workspace.scratch)
+        return code
+
+    sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])
+    places = np.ones((1, 3), np.int64)
+    empty = new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1)
+    workspace, whole = numba.typeof(empty), types.int64
+    destroy_workspace(empty)
+    arguments = (whole, _BYTES, *[whole] * 3, kind.options, *[whole] * 3, workspace, numba.typeof(places), whole)
+    return new_workspace, destroy_workspace, compiled_once(render_sample, whole, *arguments)
+
+
+@cache
+def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
+    """The loop over a batch, compiled once in a process: loaders of one kind of file share it.
+
+    Args:
+        read: the loader's function from address and storage state to bytes.
+        checked: whether checksums are compared.
+    """
+    new_workspace, destroy_workspace, render_sample = compile_sample(kind)
+    whole_files = kind.dct or kind.decode == "rgb"
+
+    def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
+        _, epoch, largest_height, largest_width, _ = numbers.shape
+        count = len(batch_indices)
+        largest_file = 0  # of those that are copied, to be changed
+        if not whole_files:
+            for index in batch_indices:
+                largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
+        for chunk in prange(chunks):
+            # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
+            workspace = new_workspace(
+                batch_indices, metadata, largest_file, interpolation, largest_height, largest_width
+            )
+            for position in range(chunk, count, chunks):
+                index = batch_indices[position]
+                field = metadata[index]
+                data = read(field["data_ptr"], storage_state)
+                code = 0
+                if checked and xxh64(data) != field["checksum"]:
+                    code = BAD_CHECKSUM
+                codes[position] = render_sample(
+                    code,
+                    as_readonly(data),
+                    _int(field["mode"]),
+                    _int(field["height"]),
+                    _int(field["width"]),
+                    options,
+                    interpolation,
+                    _int(index),
+                    epoch,
+                    workspace,
+                    places,
+                    position,
+                )
+            destroy_workspace(workspace)
+
+    return entry(loop, parallel=True)

@@ -1,0 +1,233 @@
+"""Several images of one decode: the decoder, and the operations that take its views apart."""
+
+from __future__ import annotations
+
+from . import patches  # noqa: F401
+
+# isort: split
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation as FFCVOperation
+from ffcv.pipeline.state import State
+from numpy.lib.stride_tricks import as_strided
+
+from .batch_loop import Decode
+from .decoders import LayersRGBImageDecoder, OnError, mark_compiled, records, sample_cropmix
+from .functional import Interpolation
+from .kernels import sampling
+from .plan import Operation, check_size, sampling_options
+
+
+def _images_together(images: tuple[np.ndarray, ...]) -> np.ndarray:
+    """`images_apart` where the images share an array, (batch, views, height, width, 3): see `_by_views`."""
+    count, views, height, width, _ = images[0].shape
+    first, size = images[0].ctypes.data, count * height * width * 3
+    return np.array([(first + view * size, height, width) for view in range(views)], np.int64)
+
+
+def _all(images: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return images
+
+
+def _by_views(images: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The array of `_images_together` as its memory is used, view after view: so each view is a batch without gaps."""
+    count, views, height, width, _ = images[0].shape
+    image = height * width * 3
+    return as_strided(images[0], (count, views, height, width, 3), (image, count * image, width * 3, 3, 1))
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One view of a `MultiViewRGBImageDecoder`: a CropMix, or with number=1, the default, a RandomResizedCrop."""
+
+    output_size: tuple[int, int] = (224, 224)
+    """(height, width), px."""
+    scale: float | tuple[float, float] = 0.08
+    number: int | Sequence[int] = 1
+    operation: Operation | Literal[0, 1] = "mixup"
+    mix_ratio: float = 0.4
+    inter_aug: bool = False
+    flip_probability: float = 0.0
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """These, as `CropMixRGBImageDecoder` has them."""
+
+    def __post_init__(self) -> None:
+        check_size("output_size", self.output_size)
+        self.sampling_options(seed=0)
+
+    def sampling_options(self, seed: int) -> sampling.SamplingOptions:
+        """Checked, for compiled code; ValueError that names the option and the value."""
+        options = asdict(self)
+        del options["output_size"]
+        return sampling_options(**options, seed=seed)
+
+
+class MultiViewRGBImageDecoder(LayersRGBImageDecoder):
+    """Decodes an image once and makes several images of it, each with crops, mix and mirroring of its own.
+
+    Of one size, they are one batch: uint8 (batch, views, height, width, 3), in memory view after view, so that
+    `batch[:, view]` has no gaps. Of several sizes, they are a tuple of one batch for each view: uint8
+    (batch, height, width, 3). `ToTorchViews` makes tensors of either; `SelectView` takes one view out.
+
+    What a view looks like depends on `seed`, the epoch, the row in the .beton and the number of the view alone;
+    `sample_plan(..., view=number)` samples the same plan, and view 0 is what `CropMixRGBImageDecoder` makes.
+
+    Args:
+        views: at least one. `number`, `flip_probability` and all else may differ.
+        seed: 0 to 2**64 - 1.
+        interpolation, on_error, decode: as `CropMixRGBImageDecoder` has them, for all views; a damaged sample is zeros
+            in all.
+
+    Raises:
+        ValueError: an option is out of range; names it and the value.
+        DecodeError: while iterating, see `on_error`.
+    """
+
+    _sample_layers = staticmethod(sample_cropmix)
+
+    def __init__(
+        self,
+        views: Sequence[ViewSpec],
+        seed: int = 0,
+        interpolation: Interpolation = "bilinear",
+        on_error: OnError = "raise",
+        decode: Decode = "rgb",
+    ) -> None:
+        self.views = tuple(views)
+        if not self.views or not all(isinstance(view, ViewSpec) for view in self.views):
+            raise ValueError(f"views is a list of at least one ViewSpec, got {views!r}")
+        sizes = [check_size("output_size", view.output_size) for view in self.views]
+        self._together = len(set(sizes)) == 1
+        super().__init__(sizes, interpolation, on_error, decode)
+        self._options = records([view.sampling_options(seed) for view in self.views])
+        if self._together:
+            self._places, self._result = _images_together, _by_views
+        else:
+            self._result = _all
+
+    @property
+    def output_size(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each view, px. Set it to one size for all views, or to a list of one for each.
+
+        A new value holds from the next pass on; nothing is compiled anew. Views that began with one size, and so are
+        one batch, keep one size.
+        """
+        sizes = tuple((height, width) for *_, height, width, _ in self._shapes)
+        return sizes * len(self.views) if self._together else sizes
+
+    @output_size.setter
+    def output_size(self, size: Any) -> None:
+        each = isinstance(size, Sequence) and any(isinstance(part, Sequence) for part in size)
+        sizes = [check_size("output_size", part) for part in (size if each else [size] * len(self.views))]
+        if len(sizes) != len(self.views):
+            raise ValueError(f"output_size is one (height, width), or {len(self.views)}, one a view, got {size!r}")
+        if not self._together:
+            self._shapes = tuple((*part, 3) for part in sizes)
+        elif len(set(sizes)) == 1:
+            self._shapes = ((len(sizes), *sizes[0], 3),)
+        else:
+            raise ValueError(f"output_size: these views are one batch, and of one size, got {size!r}")
+
+
+def _view_shapes(operation: FFCVOperation, shape: Any) -> tuple[tuple[int, int, int], ...]:
+    """(height, width, 3) of each view, from the shape that `MultiViewRGBImageDecoder` declares."""
+    if isinstance(shape[0], tuple):
+        return shape
+    if len(shape) == 4:
+        return (shape[1:],) * shape[0]
+    raise ValueError(f"{type(operation).__name__} follows MultiViewRGBImageDecoder, not images of shape {shape}")
+
+
+def _check_view(operation: FFCVOperation, view: int, count: int) -> None:
+    if view not in range(count):
+        raise ValueError(f"{type(operation).__name__}: the views are 0 to {count - 1}, got {view!r}")
+
+
+class SelectView(FFCVOperation):
+    """One view of a `MultiViewRGBImageDecoder`, as FFCV's operations take images: uint8 (batch, height, width, 3).
+
+    Not a copy. For several outputs of one decode: `PipelineSpec(decoder, transforms=[SelectView(1), ...])`.
+
+    Args:
+        view: its number, from 0.
+
+    Raises:
+        ValueError: when a loader is made; there is no such view.
+    """
+
+    def __init__(self, view: int) -> None:
+        super().__init__()
+        self.view = view
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        shapes = _view_shapes(self, previous_state.shape)
+        _check_view(self, self.view, len(shapes))
+        self._apart = previous_state.shape == shapes
+        # As if compiled: FFCV compiles nothing after what is not, and hangs.
+        return replace(previous_state, jit_mode=True, shape=shapes[self.view]), None
+
+    def generate_code(self) -> Callable[..., Any]:
+        view = self.view
+
+        def select_apart(batches, memory):
+            return batches[view]
+
+        def select(batch, memory):
+            return batch[:, view]
+
+        return mark_compiled(select_apart if self._apart else select)
+
+
+class ToTorchViews(FFCVOperation):
+    """The views of a `MultiViewRGBImageDecoder` on a device: a tuple of uint8 tensors (batch, 3, height, width).
+
+    Each is contiguous in `torch.channels_last`. On the CPU they are the decoder's memory, not copied.
+
+    Args:
+        device: where to.
+        views: numbers of those that are wanted, from 0; by default all.
+        non_blocking: of the copy, as `ffcv.transforms.ToDevice` has it.
+
+    Raises:
+        ValueError: when a loader is made; there is no such view.
+    """
+
+    def __init__(
+        self, device: torch.device | str = "cpu", views: Sequence[int] | None = None, non_blocking: bool = True
+    ) -> None:
+        super().__init__()
+        self.device, self.views, self.non_blocking = torch.device(device), views, non_blocking
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...] | None]:
+        shapes = _view_shapes(self, previous_state.shape)
+        self._apart = previous_state.shape == shapes
+        self._wanted = tuple(range(len(shapes)) if self.views is None else self.views)
+        for view in self._wanted:
+            _check_view(self, view, len(shapes))
+        wanted = [shapes[view] for view in self._wanted]
+        state = replace(
+            previous_state,
+            jit_mode=False,
+            device=self.device,
+            dtype=torch.uint8,
+            shape=tuple((3, height, width) for height, width, _ in wanted),
+        )
+        if self.device.type == "cpu":
+            return state, None
+        return state, tuple(AllocationQuery(shape, torch.uint8, self.device) for shape in wanted)
+
+    def generate_code(self) -> Callable[..., Any]:
+        wanted, apart, non_blocking = self._wanted, self._apart, self.non_blocking
+
+        def to_torch_views(batch, memory):
+            views = [torch.as_tensor(batch[view] if apart else batch[:, view]) for view in wanted]
+            if memory is not None:
+                views = [target.copy_(view, non_blocking=non_blocking) for target, view in zip(memory, views)]
+            return tuple(view.permute(0, 3, 1, 2) for view in views)
+
+        return to_torch_views
