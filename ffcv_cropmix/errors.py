@@ -1,21 +1,48 @@
-"""The errors of this package that are the user's to mend."""
+"""Errors that the user can correct, and how programs report them."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 class DataError(ValueError):
     """A file, a sample or the machine is at fault. The message is one line that names it and says what to do.
 
-    Programs print it without a traceback and exit with status 1 (`run_program`). Also a `ValueError`, which FFCV raises
-    where it refuses a file.
+    Programs print the message without a traceback and exit with status 1 (see `run_program`). `DataError` is a
+    `ValueError`, which is what FFCV raises when it refuses a file.
+
+    Example:
+        >>> raise DataError("train.beton is empty: write it again")
+        Traceback (most recent call last):
+            ...
+        ffcv_cropmix.errors.DataError: train.beton is empty: write it again
     """
+
+
+def require(valid: bool, key: str, rule: str, value: object) -> None:
+    """Check the value of an option.
+
+    Args:
+        valid: whether the value keeps the rule.
+        key: the option's name.
+        rule: what the value must be, such as ">= 1 px".
+        value: the value.
+
+    Raises:
+        ValueError: the value is not valid; the message states the rule and the value.
+
+    Example:
+        >>> require(False, "training.epochs", ">= 1", 0)
+        Traceback (most recent call last):
+            ...
+        ValueError: training.epochs must be >= 1, got 0
+    """
+    if not valid:
+        raise ValueError(f"{key} must be {rule}, got {value!r}")
 
 
 def usage_error(message: str) -> NoReturn:
@@ -26,7 +53,7 @@ def usage_error(message: str) -> NoReturn:
 
 @contextmanager
 def wrong_options() -> Iterator[None]:
-    """Turn a ValueError of the enclosed calls into a `usage_error`; a `DataError` stays one."""
+    """Turn a ValueError raised in the block into a `usage_error`; a `DataError` passes unchanged."""
     try:
         yield
     except DataError:
@@ -36,29 +63,26 @@ def wrong_options() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """A text that any UTF-8 file or terminal takes: what is not UTF-8 in the name of a file, as \\udce9 for byte E9."""
+    r"""Escape what UTF-8 cannot encode, such as the bytes of a file name that is not UTF-8.
+
+    Example:
+        >>> printable("caf\udce9")
+        'caf\\udce9'
+    """
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser without abbreviations, whose errors are one line, without the usage, and status 2."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        usage_error(message)
-
-
 def run_program(main: Callable[[], None]) -> None:
-    """Run a command line program: the user's mistakes end in one line on stderr, not in a traceback.
+    """Run a command line program and report the user's mistakes in one line on stderr, without a traceback.
 
-    What stdout cannot encode, such as the name of a file that is not UTF-8, is printed as an escape sequence.
+    The exit status is 1 after a `DataError` and 130 after Ctrl-C; `usage_error` exits with 2. What stdout cannot encode
+    is printed as an escape sequence.
 
-    Exit status 1 for a `DataError`, 130 for an interrupt; a wrong option is a `usage_error`.
+    Args:
+        main: the program.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     try:
         main()
     except DataError as error:

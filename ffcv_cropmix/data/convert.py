@@ -304,7 +304,7 @@ def _sidecar(source: Source, options: EncodeOptions) -> Sidecar:
         split=source.split,
         classes=source.classes,
         counts=[],
-        options=asdict(options),
+        options={**asdict(options), "smart_threshold": options.smart_threshold or 0},
         versions={
             "ffcv_cropmix": __version__,
             "ffcv": version("ffcv"),

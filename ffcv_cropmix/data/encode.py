@@ -13,9 +13,11 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
+from backports.zstd import CompressionParameter
 from PIL import Image, UnidentifiedImageError
 
 from .. import libturbojpeg
+from ..errors import require
 from .images import DCT, JPG, RAW, ImageFile, Stored, decode_rgb, orientation, read
 
 _LARGEST_SIDE = {JPG: 65_500, RAW: 65_535, DCT: 65_500}  # px: libjpeg's limit, that of a <u2
@@ -27,27 +29,43 @@ _COLORS = (libturbojpeg.TJCS_RGB, libturbojpeg.TJCS_YCBCR, libturbojpeg.TJCS_GRA
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How images are stored."""
+    """How images are stored.
 
-    write_mode: Literal["raw", "jpg", "dct", "smart", "proportion"] = "jpg"
-    """raw: pixels; jpg; dct: the coefficients of what jpg stores; smart: jpg where the pixels take more than
-    smart_threshold; proportion: jpg at random"""
+    Raises:
+        ValueError: an option is out of range.
+    """
+
     max_resolution: int = 500
-    """The longer side is reduced to it, px; 0: as it is"""
-    smart_threshold: int = 0
-    """Bytes"""
-    compress_probability: float = 0.5
-    """proportion: chance of jpg, drawn from (seed, index)"""
-    jpeg_quality: int = 90
-    """0 to 100"""
+    """Shrink images whose longer side exceeds this, px; 0: never"""
+    write_mode: Literal["raw", "jpg", "dct", "smart", "proportion"] = "jpg"
+    """raw: pixels; jpg: JPEG; dct: the coefficients of a JPEG, faster to decode; smart: jpg above smart_threshold, else
+    raw; proportion: jpg at random, else raw"""
     dct_level: int = 1
-    """Of zstd"""
-    seed: int = 0
-    """Of the draws"""
-    exif_transpose: bool = False
-    """Turn images as their EXIF orientation says"""
+    """dct: zstd's compression level; a negative level gives larger files that are faster to read"""
+    smart_threshold: int | None = None
+    """smart: bytes of pixels above which an image is stored as JPEG; required for smart"""
+    compress_probability: float = 0.5
+    """proportion: chance that an image is stored as JPEG; depends on seed and index alone"""
+    jpeg_quality: int = 90
+    """Quality of encoded JPEGs, 0 to 100"""
     reencode: bool = False
-    """Also JPEG files that could be stored as they are"""
+    """Encode every image, also JPEG files that could be stored unchanged"""
+    exif_transpose: bool = False
+    """Rotate images as their EXIF orientation says"""
+    seed: int = 0
+    """proportion: seed of the random choice"""
+
+    def __post_init__(self) -> None:
+        require(self.max_resolution >= 0, "max_resolution", ">= 0 px", self.max_resolution)
+        needed = self.write_mode == "smart"
+        threshold = self.smart_threshold
+        require(not needed or threshold is not None, "smart_threshold", "given for write_mode smart, bytes", threshold)
+        require(threshold is None or threshold >= 0, "smart_threshold", ">= 0 bytes", threshold)
+        probability = self.compress_probability
+        require(0 <= probability <= 1, "compress_probability", "in [0, 1]", probability)
+        require(0 <= self.jpeg_quality <= 100, "jpeg_quality", "in 0 to 100", self.jpeg_quality)
+        least, most = CompressionParameter.compression_level.bounds()
+        require(least <= self.dct_level <= most, "dct_level", f"in {least} to {most}", self.dct_level)
 
 
 class Encoded(NamedTuple):
@@ -177,7 +195,7 @@ def _mode(index: int, height: int, width: int, options: EncodeOptions) -> int:
     if options.write_mode == "dct":
         return DCT
     if options.write_mode == "smart":
-        as_jpg = 3 * height * width > options.smart_threshold
+        as_jpg = 3 * height * width > (options.smart_threshold or 0)
     elif options.write_mode == "proportion":
         as_jpg = _uniform(options.seed, index) < options.compress_probability
     else:
