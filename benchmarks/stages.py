@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -17,13 +18,14 @@ import numpy as np
 
 from ffcv_cropmix import turbojpeg
 from ffcv_cropmix.data.reader import Beton
-from ffcv_cropmix.errors import Parser, run_program
+from ffcv_cropmix.errors import run_program
 from ffcv_cropmix.kernels import render as rendering
 from ffcv_cropmix.kernels.coefficients import BILINEAR
 from ffcv_cropmix.kernels.jit import as_readonly, entry, jit
 from ffcv_cropmix.kernels.layers import collapse, new_layers
 from ffcv_cropmix.kernels.sampling import MIXUP, new_plan_arrays, sample
 from ffcv_cropmix.libturbojpeg import destroy_handle, new_handle
+from ffcv_cropmix.options import option, parse_options
 from ffcv_cropmix.plan import sampling_options
 
 HEADER, DECODE, PLAN, RENDER = range(4)
@@ -102,16 +104,24 @@ def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
     return dict(zip(STAGES, spent.tolist()))
 
 
+@dataclass(kw_only=True)
+class Options:
+    """The command line."""
+
+    beton: list[Path] = option(metavar="FILE")
+    """Files of mode jpg or raw"""
+    output_size: int = option(224, metavar="PX")
+    """Side of the outputs"""
+    rounds: int = 9
+    """Rounds of measurements"""
+
+
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--beton", type=Path, nargs="+", required=True, metavar="FILE", help="jpg or raw")
-    parser.add_argument("--output_size", type=int, default=224, metavar="PX")
-    parser.add_argument("--rounds", type=int, default=9)
-    given = parser.parse_args()
-    for beton in given.beton:
-        times = stage_times(beton, given.output_size, given.rounds)
+    options = parse_options(Options, prog="benchmarks/stages.py", description=(__doc__ or "").split(":")[0])
+    for beton in options.beton:
+        times = stage_times(beton, options.output_size, options.rounds)
         total = sum(times.values())
-        print(f"{beton.name}, {given.output_size} px: {total:.0f} us an image")
+        print(f"{beton.name}, {options.output_size} px: {total:.0f} us an image")
         for stage, spent in times.items():
             print(f"  {stage:22}{spent:8.1f} us {spent / total:6.1%}")
 

@@ -14,6 +14,7 @@ The JSON: date, command, machine, versions, results: a list of
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -169,17 +170,26 @@ def run(folder: Path, rows: tuple[int, ...], rounds: int) -> list[dict[str, Any]
     return results
 
 
-def main() -> None:
-    from ffcv_cropmix.errors import Parser
+@dataclasses.dataclass(kw_only=True)
+class Options:
+    """The command line."""
 
-    parser = Parser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the files are written; default: a temporary folder")
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        results = run(Path(folder), tuple(given.rows), given.rounds)
+    rows: list[int] = dataclasses.field(default_factory=lambda: list(ROWS))
+    """Numbers of samples of the files"""
+    rounds: int = 3
+    """Rounds of measurements"""
+    folder: Path | None = None
+    """Where the files are written; default: a temporary folder"""
+    json: Path | None = None
+    """File for the results"""
+
+
+def main() -> None:
+    from ffcv_cropmix.options import parse_options  # not while `measure` counts imports
+
+    options = parse_options(Options, prog="benchmarks/start.py", description=(__doc__ or "").partition("\n\n")[0])
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        results = run(Path(folder), tuple(options.rows), options.rounds)
     print("package               rows   import    made  batch 1st    2nd      MB    peak  of two")
     for result in results:
         first, second = result["first_batch_seconds"].values()
@@ -188,7 +198,7 @@ def main() -> None:
             f"{result['construction_seconds']:>7.2f}s{first:>10.2f}s{second:>6.2f}s{result['megabytes']:>8.1f}"
             f"{result['peak_megabytes']:>8.1f}{result['megabytes_of_two']:>8.1f}"
         )
-    if given.json:
+    if options.json:
         from throughput import machine, versions
 
         report = {
@@ -198,7 +208,7 @@ def main() -> None:
             "versions": versions(),
             "results": results,
         }
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ The JSON:
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import multiprocessing
@@ -46,7 +45,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -61,7 +60,8 @@ from ffcv_cropmix.data.images import DCT, JPG, RAW
 from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.data.replacing import replacing
 from ffcv_cropmix.data.sidecar import read_sidecar
-from ffcv_cropmix.errors import DataError, Parser, run_program
+from ffcv_cropmix.errors import DataError, run_program
+from ffcv_cropmix.options import option, parse_options, require
 from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -316,33 +316,38 @@ def print_table(report: dict[str, Any]) -> None:
         print(f"{name:34} {reason}")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; a wrong option ends the program with one line and status 2."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
-    add = parser.add_argument
-    add("--beton", type=Path, nargs="+", metavar="FILE", help="of the same images, each written in another way")
-    add("--data_dir", type=Path, metavar="FOLDER", help="photos in a folder for each class, to be written in all ways")
-    add("--description", help="of the images, for the tables")
-    add("--peers", nargs="+", choices=[*PEERS, "variants"], metavar="PEER", help=", ".join([*PEERS, "variants"]))
-    add("--output_size", type=int, nargs="+", default=[224, 160], metavar="PX", help="sides of the images")
-    add("--num_workers", type=int, nargs="+", default=[1, 2], metavar="N", help="threads or processes")
-    add("--batch_size", type=int, default=64)
-    add("--rounds", type=int, default=9)
-    add("--json", type=Path, metavar="OUT", help="write the results here")
-    given = parser.parse_args()
-    for name in ("output_size", "num_workers", "batch_size", "rounds"):
-        if np.min(getattr(given, name)) < 1:
-            parser.error(f"--{name}: at least 1")
-    if max(given.num_workers) > len(os.sched_getaffinity(0)):
-        parser.error(f"--num_workers: at most {len(os.sched_getaffinity(0))}, the cores")
-    for beton in given.beton or ():
-        if not beton.is_file():
-            parser.error(f"--beton: {beton}: no such file")
-    if given.data_dir and given.beton:
-        parser.error("--data_dir makes the files that --beton would give: give one of them")
-    if given.data_dir and not given.data_dir.is_dir():
-        parser.error(f"--data_dir: {given.data_dir}: no such folder")
-    return given
+@dataclass(kw_only=True)
+class Options:
+    """The command line."""
+
+    beton: list[Path] | None = option(None, metavar="FILE")
+    """Files with the same images, each written in another way"""
+    data_dir: Path | None = option(None, metavar="FOLDER")
+    """Photos in a folder per class; they are written in all ways"""
+    description: str | None = option(None, metavar="TEXT")
+    """What the images are, for the tables"""
+    peers: list[str] | None = option(None, choices=[*PEERS, "variants"], metavar="PEER")
+    """What to measure, of {choices}; default: all"""
+    output_size: list[int] = option([224, 160], metavar="PX")
+    """Sides of the outputs"""
+    num_workers: list[int] = option([1, 2])
+    """Numbers of threads or processes"""
+    batch_size: int = 64
+    """Images per batch"""
+    rounds: int = 9
+    """Rounds of measurements"""
+    json: Path | None = option(None, metavar="OUT")
+    """File for the results"""
+
+    def __post_init__(self) -> None:
+        for name in ("output_size", "num_workers", "batch_size", "rounds"):
+            require(np.min(getattr(self, name)) >= 1, name, ">= 1", getattr(self, name))
+        cores = len(os.sched_getaffinity(0))
+        require(max(self.num_workers) <= cores, "num_workers", f"<= {cores}, the cores", self.num_workers)
+        for beton in self.beton or ():
+            require(beton.is_file(), "beton", "a file", str(beton))
+        require(not (self.data_dir and self.beton), "data_dir", "given without beton", str(self.data_dir))
+        require(self.data_dir is None or self.data_dir.is_dir(), "data_dir", "a folder", str(self.data_dir))
 
 
 def chosen_peers(names: Sequence[str] | None) -> dict[str, Peer]:
@@ -356,10 +361,10 @@ def chosen_peers(names: Sequence[str] | None) -> dict[str, Peer]:
     }
 
 
-def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(options: Options, folder: Path) -> dict[str, Any]:
     """Measure; write the JSON after each setting."""
     betons: dict[str, Path] = {}
-    made = write_betons(given.data_dir, folder) if given.data_dir else given.beton or build_betons(folder)
+    made = write_betons(options.data_dir, folder) if options.data_dir else options.beton or build_betons(folder)
     for beton in made:
         if betons.setdefault(kind_of(beton), beton) != beton:
             raise DataError(f"{beton}: a second file of {kind_of(beton)} images: give one of each kind")
@@ -368,7 +373,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             raise DataError(f"{beton}: is compared with a file of {stock_mode(kind)} images: give that, too")
     jpegs = next((kind for kind in betons if kind.startswith("jpg")), None)
     files = extract_jpegs(betons[jpegs], folder / "jpeg") if jpegs else []
-    peers = chosen_peers(given.peers)
+    peers = chosen_peers(options.peers)
     unavailable = {name: reason for name, peer in peers.items() if (reason := peer.unavailable())}
     if not files:
         unavailable |= {name: "needs a jpg .beton" for name, peer in peers.items() if peer.reads == ("files",)}
@@ -383,7 +388,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "command": shlex.join(["python", "benchmarks/throughput.py", *(Path(word).name for word in sys.argv[1:])]),
         "machine": machine(),
         "versions": versions(),
-        "data": {mode: describe(beton, given.description) for mode, beton in betons.items()},
+        "data": {mode: describe(beton, options.description) for mode, beton in betons.items()},
         "unavailable": unavailable,
         "results": [],
         "first_batch": [],
@@ -397,7 +402,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     for mode, name in product(betons, (CROPMIX, STOCK)):
         if name in peers and mode.split()[0] in peers[name].reads:
-            job = job_of(mode, max(given.output_size), max(given.num_workers), given.batch_size)
+            job = job_of(mode, max(options.output_size), max(options.num_workers), options.batch_size)
             entry: dict[str, Any] = {"peer": name, "mode": mode}
             report["first_batch"].append({**entry, "seconds": in_fresh_process(first_batch_seconds, name, job)})
             job = replace(
@@ -405,21 +410,21 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             entry |= {"batch_size": MEMORY_BATCH, "decode_buffers_mib": decode_buffers_mib(name, job, mode)}
             report["memory"].append({**entry, "mib": in_fresh_process(peak_mib, name, job)})
-    for side, num_workers in product(given.output_size, given.num_workers):
-        jobs = {case: job_of(case.mode, side, num_workers, given.batch_size) for case in cases}
+    for side, num_workers in product(options.output_size, options.num_workers):
+        jobs = {case: job_of(case.mode, side, num_workers, options.batch_size) for case in cases}
         title = f"{side} px, {num_workers} worker{'s'[: num_workers > 1]}"
-        seconds = in_fresh_process(measure, jobs, given.rounds, title)
+        seconds = in_fresh_process(measure, jobs, options.rounds, title)
         report["results"] += results(seconds, side, num_workers)
-        if given.json:
-            with replacing(given.json) as (file,):
+        if options.json:
+            with replacing(options.json) as (file,):
                 file.write((json.dumps(report, indent=1) + "\n").encode())
     return report
 
 
 def main() -> None:
-    given = parse_arguments()
+    options = parse_options(Options, prog="benchmarks/throughput.py", description=(__doc__ or "").split("\n")[0])
     with tempfile.TemporaryDirectory() as folder:
-        print_table(run(given, Path(folder)))
+        print_table(run(options, Path(folder)))
 
 
 if __name__ == "__main__":

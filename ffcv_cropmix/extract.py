@@ -1,7 +1,8 @@
-"""A .beton file back to images: python -m ffcv_cropmix.extract FILE.beton FOLDER
+"""Write the images of a .beton file as image files.
 
-A folder for each class, and in it a file for each sample, named after its row: samples of mode jpg as they are, of mode
-dct as JPEG files with the same coefficients, which decode to the same pixels, raw ones as PNG.
+FOLDER gets a folder per class, with one file per sample, named after its row. Samples of mode jpg are copied unchanged,
+samples of mode dct become JPEG files with the same coefficients, which decode to the same pixels, and raw samples
+become PNG files.
 """
 
 from __future__ import annotations
@@ -9,19 +10,25 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .data.images import read
-from .errors import DataError, Parser, run_program
+from .errors import DataError, run_program
+from .options import option, parse_options
 from .progress import progress
 
 
 def _folders(classes: list[str]) -> list[str]:
-    """The names of the classes' folders: theirs, or where a file system cannot tell those apart, or they are numbers,
-    the labels with leading zeros, so that sorted they keep their order."""
+    """Name the folder of each class after the class.
+
+    If class names are not distinct as folder names, or are the labels themselves, the folders are the labels with
+    leading zeros, so that sorting keeps their order.
+    """
     names = [re.sub(r"[/\0]", "_", name) for name in classes]
     numbers = [str(label) for label in range(len(names))]
     if names == numbers or len(set(names)) < len(names) or not {"", ".", ".."}.isdisjoint(names):
@@ -34,14 +41,18 @@ def extract(path: Path, folder: Path, rows: list[int] | None = None) -> int:
 
     Args:
         path: the file.
-        folder: does not exist yet, or is empty; it gets its name when it is whole.
-        rows: of the samples; None: all.
+        folder: the folder to write; it must be empty or not exist, and appears only when it is complete.
+        rows: rows of the samples; None: all.
 
     Returns:
-        how many.
+        the number of files written.
 
     Raises:
-        DataError: the file is not sound, a sample is damaged, there is no such row, or the folder cannot be written.
+        DataError: the file is not sound, a sample is damaged, a row does not exist, or the folder cannot be written.
+
+    Example:
+        >>> extract(Path("train.beton"), Path("images"))
+        2
     """
     from .data.stored import beton_source
 
@@ -75,13 +86,21 @@ def extract(path: Path, folder: Path, rows: list[int] | None = None) -> int:
     return len(chosen)
 
 
-def main() -> None:
-    """The command line."""
-    parser = Parser(prog="python -m ffcv_cropmix.extract", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("file", type=Path, metavar="FILE.beton", help="whose images")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to; it must not exist, or be empty")
-    parser.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="of the samples, from 0; default: all")
-    options = parser.parse_args()
+@dataclass(kw_only=True)
+class Options:
+    """The command line of `ffcv-cropmix extract`."""
+
+    file: Path = option(positional=True, metavar="FILE.beton")
+    """The file to read"""
+    folder: Path = option(positional=True, metavar="FOLDER")
+    """The folder to write; it must be empty or not exist"""
+    rows: list[int] | None = option(None, metavar="ROW")
+    """Rows of the samples, from 0; default: all"""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.extract") -> None:
+    """Run the command line (default: that of the process)."""
+    options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     count = extract(options.file, options.folder, options.rows)
     print(f"{options.folder}: {count:,} images")
 

@@ -3,8 +3,8 @@
 A field is an option: its type is checked, its default is the option's default, the docstring under it is the help, and
 `__post_init__` checks ranges with `require`. The dataclass that comes back is the one the program works with.
 
-Fields that are dataclasses themselves are sections: their options have dotted names (`--training.epochs=1`) and may come
-from YAML files. Fields made with `inline()` lend their options to the command line without a prefix.
+Fields that are dataclasses are sections: their options have dotted names (`--training.epochs=1`) and may come from YAML
+files. Fields made with `inline()` lend their options to the command line without a prefix.
 
 This module imports neither NumPy, torch nor FFCV, so that a wrong option is reported at once.
 """
@@ -40,6 +40,7 @@ def option(
     positional: bool = False,
     choices: Iterable[str] = (),
     empty: bool = False,
+    count: int | None = None,
     metavar: str | tuple[str, ...] | None = None,
 ) -> Any:
     """Declare an option whose type and default alone do not say enough.
@@ -49,11 +50,12 @@ def option(
         positional: the argument is given by its place, without a name.
         choices: the allowed strings, where they are not known to a `Literal`.
         empty: a list may be given without values.
+        count: a list has so many values.
         metavar: what the help shows for the value; a tuple for a tuple of values.
 
     In the docstring that is the help, `{choices}` stands for the choices.
     """
-    metadata = {"positional": positional, "choices": tuple(choices), "empty": empty, "metavar": metavar}
+    metadata = {"positional": positional, "choices": tuple(choices), "empty": empty, "count": count, "metavar": metavar}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -94,8 +96,8 @@ def _choices(field: Field[Any], hint: Any) -> Any:
     choices = field.metadata.get("choices")
     if not choices:
         return hint
-    literal = Literal[choices]  # type: ignore[valid-type]
-    return list[literal] if _nargs(field, hint) else literal  # type: ignore[valid-type]
+    literal: Any = Literal.__getitem__(choices)
+    return list[literal] if _nargs(field, hint) else literal
 
 
 def _types(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -120,9 +122,19 @@ def _nargs(field: Field[Any], hint: Any) -> str | int | None:
     hint = _without_none(hint)
     if get_origin(hint) is tuple:
         return len(get_args(hint))
-    return ("*" if field.metadata.get("empty") else "+") if get_origin(hint) is list else None
+    several = field.metadata.get("count") or ("*" if field.metadata.get("empty") else "+")
+    return several if get_origin(hint) is list else None
 
 
+def _path(text: str) -> Path:
+    return Path(text)
+
+
+def _text(text: str) -> str:
+    return text
+
+
+_TAKEN_AS_IS = {Path: _path, str: _text}  # by jsonargparse, which loads values as YAML: file names need not be UTF-8
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
@@ -148,9 +160,12 @@ def _add_options(parser: Any, kind: Any) -> Iterator[str]:
             hint, nargs = _choices(field, hint), _nargs(field, hint)
             settings |= {"type": get_args(_without_none(hint))[0] if nargs else hint, "nargs": nargs}
             metavar = field.metadata.get("metavar") or _METAVARS.get(settings["type"]) or _METAVARS.get(plain)
+            if get_origin(plain) is Literal:
+                metavar = "{" + ",".join(map(str, get_args(plain))) + "}"
             settings |= {"metavar": metavar} if metavar else {}
+            settings["type"] = _TAKEN_AS_IS.get(_without_none(settings["type"]), settings["type"])
             if default is not MISSING:
-                settings["default"] = default
+                settings["default"] = list(default) if isinstance(default, tuple) else default
         shown = f"{settings.get('metavar')}{' ...' * isinstance(settings.get('nargs'), str)}"
         if field.metadata.get("positional"):
             parser.add_argument(field.name, **settings)
@@ -163,9 +178,7 @@ def _add_options(parser: Any, kind: Any) -> Iterator[str]:
 
 def _shorten(message: str, types: dict[str, Any]) -> str:
     """Put a message of jsonargparse into plain words: `training.epochs: expected int, got 'many'`."""
-    mistyped = re.search(
-        r'^Parser key "([\w.]+)"(?: element \d+)?:(?:.|\n)*(?:Got value|Given value): (.*)', message
-    )
+    mistyped = re.search(r'^Parser key "([\w.]+)"(?: element \d+)?:(?:.|\n)*(?:Got value|Given value): (.*)', message)
     if mistyped and mistyped[1] in types:
         return f"{mistyped[1]}: expected {_type_name(types[mistyped[1]])}, got {mistyped[2]!r}"
     unknown = re.match(r"Group '(\w+)' does not accept option '([^']+)'", message)

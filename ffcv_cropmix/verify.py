@@ -1,38 +1,40 @@
-"""Is a .beton file whole? python -m ffcv_cropmix.verify FILE [--full]
+"""Check whether a .beton file is whole.
 
-Checks header, tables and pointers, and compares them with the sidecar that write_dataset.py leaves; with --full decodes
-every image and compares its bytes with their checksum. Exit status 0 if all is well, 1 if not.
+Checks header, tables and pointers and compares them with the sidecar file FILE.beton.json, if there is one. With
+--full, decodes every image and compares its checksum too. The exit status is 0 if the file is sound and 1 if it is not.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from .errors import DataError, Parser, run_program, wrong_options
+from .errors import DataError, run_program, wrong_options
+from .options import option, parse_options
 
-_SHOWN = 20  # damaged samples, of the summary
+_SHOWN = 20  # damaged samples in the summary
 
 
 @dataclass(kw_only=True)
 class Verification:
-    """What is known of a file."""
+    """The result of `verify`."""
 
     file: str
     samples: int
     fields: list[str]
     classes: int | None
-    """Of the sidecar; None without one"""
+    """Number of classes in the sidecar; None without a sidecar"""
     checksums: bool
-    """Whether there is a sidecar with checksums to compare with"""
+    """Whether the sidecar has checksums to compare with"""
     decoded: int = 0
-    """Images that were decoded"""
+    """Number of images decoded"""
     damaged: list[dict[str, object]] = field(default_factory=list)
     """index, label and cause of each damaged sample"""
 
     def summary(self) -> str:
-        """At most a screenful."""
+        """Describe the result in at most a screenful of text."""
         checked = "compared with the sidecar's" if self.checksums else "no checksums to compare with"
         lines = [
             f"{self.file}: {self.samples:,} samples of {', '.join(self.fields)}"
@@ -54,12 +56,17 @@ def verify(path: str, *, full: bool = False, num_workers: int = -1, batch_size: 
 
     Args:
         path: the file.
-        full: decode every image as well, and compare checksums where the sidecar has them.
-        num_workers: threads; below 1: as many as the process may use cores.
-        batch_size: images at a time.
+        full: also decode every image, and compare checksums if the sidecar has them.
+        num_workers: threads; below 1: one per core.
+        batch_size: images decoded at a time.
 
     Raises:
-        DataError: the file's tables are damaged, or it cannot be read; see `check_beton`.
+        DataError: the tables are damaged or the file cannot be read; see `check_beton`.
+
+    Example:
+        >>> result = verify("train.beton", full=True)
+        >>> result.samples, result.damaged
+        (2, [])
     """
     from .data.check import check_beton
 
@@ -93,14 +100,23 @@ def verify(path: str, *, full: bool = False, num_workers: int = -1, batch_size: 
     return result
 
 
-def main() -> None:
-    """The command line."""
-    parser = Parser(prog="python -m ffcv_cropmix.verify", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("file", help="the .beton file")
-    parser.add_argument("--full", action="store_true", help="decode every image, compare checksums")
-    parser.add_argument("--num_workers", type=int, default=-1, help="threads; default: all cores")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
+@dataclass(kw_only=True)
+class Options:
+    """The command line of `ffcv-cropmix verify`."""
+
+    file: str = option(positional=True, metavar="FILE.beton")
+    """The .beton file"""
+    full: bool = False
+    """Decode every image and compare its checksum"""
+    num_workers: int = -1
+    """Threads; -1: one per core"""
+    json: bool = False
+    """Print the result as JSON"""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.verify") -> None:
+    """Run the command line (default: that of the process)."""
+    options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     try:
         with wrong_options():
             result = verify(options.file, full=options.full, num_workers=options.num_workers)

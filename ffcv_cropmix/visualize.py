@@ -1,4 +1,4 @@
-"""Plot what CropMix does to images: python -m ffcv_cropmix.visualize FILE.beton --output FIG.png
+"""Plot what CropMix does to images.
 
 Each image and operation has a row: the crops on the image, each crop resized, with its share of the mix, and the mix.
 Below them are the outputs of RandomResizedCrop and CropMix in several epochs. The images of a .beton file are mixed as
@@ -7,9 +7,8 @@ the decoder mixes them with the same options, seed and epoch.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,10 @@ from PIL import Image
 from .data.folders import numbered_images
 from .data.images import decode_rgb, read
 from .data.replacing import replacing
-from .errors import DataError, Parser, printable, run_program, usage_error, wrong_options
-from .functional import INTERPOLATIONS, Interpolation, cropmix
-from .plan import OPERATIONS, MixPlan, Permutation, sample_plan
+from .errors import DataError, printable, run_program, wrong_options
+from .functional import Interpolation, cropmix
+from .options import inline, option, parse_options, require
+from .plan import OPERATIONS, MixPlan, Operation, Permutation, sample_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -343,84 +343,104 @@ def write_figures(figures: Sequence[Figure], path: Path) -> None:
             frames[0].save(file, "PNG", optimize=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; a wrong option ends the program with one line and status 2."""
-    parser = Parser(prog="python -m ffcv_cropmix.visualize", description=(__doc__ or "").partition("\n\n")[2])
-    add = parser.add_argument
-    add("source", type=Path, metavar="FILE.beton|FOLDER|IMAGE", help="whose images")
-    add("--output", type=Path, required=True, metavar="FIG", help="FIG.png; with --animate FIG.gif")
-    add("--rows", type=int, nargs="+", metavar="ROW", help="of the images; default: --images, evenly spaced")
-    add("--images", type=int, default=2, metavar="N", help="how many; default: %(default)s")
-    add("--epochs", type=int, default=8, metavar="N", help="of RandomResizedCrop and CropMix; default: %(default)s")
-    add("--animate", action="store_true", help="a GIF with a frame for each epoch")
-    add("--operation", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), help="default: both, a row each")
-    add("--scale", type=float, nargs="+", default=[0.01], metavar="S", help="smallest, or smallest and largest area")
-    add("--number", type=int, default=234, help="of crops, 1 to 8; several digits: one of them; default: %(default)s")
-    add("--mix_ratio", type=float, default=0.4, help="mixup: Beta(mix_ratio / n, mix_ratio / n); default: %(default)s")
-    add("--inter_aug", action="store_true", help="permute the colour channels of one operand of each mix")
-    add("--ratio", type=float, nargs=2, default=(3 / 4, 4 / 3), metavar=("LOW", "HIGH"), help="width / height")
-    add("--interpolation", choices=INTERPOLATIONS, default="bilinear", help="default: %(default)s")
-    add("--flip_probability", type=float, default=0.0, help="default: %(default)s")
-    add("--size", type=int, default=224, metavar="PX", help="side of the mixes; default: %(default)s")
-    add("--seed", type=int, default=0, help="of the decoder; default: %(default)s")
-    add("--epoch", type=int, default=0, help="the first; default: %(default)s")
-    given = parser.parse_args()
-    for name, least in (("images", 1), ("epochs", int(given.animate)), ("size", 1), ("epoch", 0)):
-        if getattr(given, name) < least:
-            usage_error(f"--{name} is at least {least}, got {getattr(given, name)}")
-    if len(given.scale) > 2:
-        usage_error(f"--scale is one number or two, got {len(given.scale)}")
-    suffix = ".gif" if given.animate else ".png"
-    if given.output.suffix.lower() != suffix or not given.output.parent.is_dir():
-        usage_error(f"--output is a file *{suffix} in a folder that exists, got {given.output}")
-    return given
+@dataclass(kw_only=True)
+class CropMixOptions:
+    """The options of `sample_plan` that the command line has."""
+
+    scale: list[float] = option([0.01], metavar="S")
+    """Smallest crop area as a share of the image's, or smallest and largest"""
+    number: int = 234
+    """Number of crops, 1 to 8; several digits: one of them is sampled for each image"""
+    mix_ratio: float = 0.4
+    """mixup: the weight is sampled from Beta(mix_ratio / n, mix_ratio / n) for n crops"""
+    inter_aug: bool = False
+    """Permute the colour channels of one operand of each mix"""
+    ratio: tuple[float, float] = option((3 / 4, 4 / 3), metavar=("LOW", "HIGH"))
+    """Range of the crops' aspect ratio, width / height"""
+    flip_probability: float = 0.0
+    """Chance that the output is mirrored"""
+
+    def __post_init__(self) -> None:
+        require(len(self.scale) <= 2, "scale", "one number or two", self.scale)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `sample_plan`."""
+        return {**asdict(self), "scale": self.scale[0] if len(self.scale) == 1 else tuple(self.scale)}
 
 
-def plot(given: argparse.Namespace) -> list[Figure]:
-    """The figures that the command line asks for: one, or with --animate one for each epoch."""
-    size = (given.size, given.size)
-    options: dict[str, Any] = {
-        "output_size": size,
-        "scale": given.scale[0] if len(given.scale) == 1 else tuple(given.scale),
-        "number": given.number,
-        "mix_ratio": given.mix_ratio,
-        "inter_aug": given.inter_aug,
-        "ratio": tuple(given.ratio),
-        "flip_probability": given.flip_probability,
-    }
-    images = open_images(given.source, given.rows, given.images)
+@dataclass(kw_only=True)
+class Options:
+    """The command line of `ffcv-cropmix visualize`."""
 
-    kinds = [{**options, "operation": operation} for operation in given.operation]
+    source: Path = option(positional=True, metavar="FILE.beton|FOLDER|IMAGE")
+    """Where the images come from"""
+    output: Path = option(metavar="FIG")
+    """The figure, FIG.png; with --animate, FIG.gif"""
+    rows: list[int] | None = option(None, metavar="ROW")
+    """Rows of the images; default: --images of them, evenly spaced"""
+    images: int = 2
+    """Number of images"""
+    epochs: int = 8
+    """Number of epochs of RandomResizedCrop and CropMix"""
+    animate: bool = False
+    """Write a GIF with one frame per epoch"""
+    operation: list[Operation] = option(list(OPERATIONS))
+    """How crops are mixed, one row each"""
+    cropmix: CropMixOptions = inline()
+    """How crops are sampled"""
+    interpolation: Interpolation = "bilinear"
+    """How crops are resized"""
+    size: int = option(224, metavar="PX")
+    """Side of the outputs"""
+    seed: int = 0
+    """Seed of the decoder"""
+    epoch: int = 0
+    """The first epoch"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 1), ("epochs", int(self.animate)), ("size", 1), ("epoch", 0)):
+            require(getattr(self, name) >= least, name, f">= {least}", getattr(self, name))
+        suffix = ".gif" if self.animate else ".png"
+        sound = self.output.suffix.lower() == suffix and self.output.parent.is_dir()
+        require(sound, "output", f"a file *{suffix} in a folder that exists", str(self.output))
+
+
+def plot(options: Options) -> list[Figure]:
+    """Plot the figures of the command line: one, or with --animate one for each epoch."""
+    size = (options.size, options.size)
+    common: dict[str, Any] = {"output_size": size, **options.cropmix.arguments()}
+    images = open_images(options.source, options.rows, options.images)
+    kinds = [{**common, "operation": operation} for operation in options.operation]
 
     def sheet(row: int, name: str, image: np.ndarray, epoch: int) -> Sheet:
-        shown = [{**options, **_RANDOM_RESIZED_CROP}, *kinds] if given.animate else kinds
-        plans = [sample_plan(*image.shape[:2], seed=given.seed, epoch=epoch, index=row, **kind) for kind in shown]
+        shown = [{**common, **_RANDOM_RESIZED_CROP}, *kinds] if options.animate else kinds
+        plans = [sample_plan(*image.shape[:2], seed=options.seed, epoch=epoch, index=row, **kind) for kind in shown]
         compared: dict[str, list[MixPlan]] = {}
-        epochs = range(epoch, epoch + given.epochs * (not given.animate))
+        epochs = range(epoch, epoch + options.epochs * (not options.animate))
         for kind in kinds if epochs else []:
-            several = strips(image, epochs, options=kind, index=row, seed=given.seed)
+            several = strips(image, epochs, options=kind, index=row, seed=options.seed)
             compared["RandomResizedCrop"] = several["RandomResizedCrop"]
             compared[f"CropMix, {kind['operation']}"] = several["CropMix"]
         return Sheet(image, plans, compared, name)
 
-    epochs = range(given.epoch, given.epoch + (given.epochs if given.animate else 1))
+    epochs = range(options.epoch, options.epoch + (options.epochs if options.animate else 1))
     frames = {epoch: [sheet(*image, epoch) for image in images] for epoch in epochs}
     room = max(len(plan.crops) for sheets in frames.values() for sheet in sheets for plan in sheet.plans)
     return [
-        contact_sheet(sheets, size, given.interpolation, f"epoch {epoch}" * given.animate, room)
+        contact_sheet(sheets, size, options.interpolation, f"epoch {epoch}" * options.animate, room)
         for epoch, sheets in frames.items()
     ]
 
 
-def main() -> None:
-    """The command line."""
-    Image.MAX_IMAGE_PIXELS = None  # as in write_dataset.py
-    given = parse_arguments()
-    Image.MAX_IMAGE_PIXELS = None  # large images are welcome, as they are to write_dataset.py
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.visualize") -> None:
+    """Run the command line (default: that of the process)."""
+    options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
+    Image.MAX_IMAGE_PIXELS = None  # large images are welcome
     with wrong_options():
-        figures = plot(given)
-    write_figures(figures, given.output)
-    print(f"{given.output}: {'a frame for each epoch' if given.animate else 'crops, their share of the mix, the mix'}")
+        figures = plot(options)
+    write_figures(figures, options.output)
+    shown = "a frame for each epoch" if options.animate else "crops, their share of the mix, the mix"
+    print(f"{options.output}: {shown}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from __future__ import annotations
 from .. import patches  # noqa: F401
 
 # isort: split
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,52 +28,11 @@ from .calibration import rms_calibration_error
 from .corruptions import Foreground, add_noise, other_rows, read_boxes, replace_background
 from .fgsm import fgsm
 from .imagenet_variants import Sliced, open_variant
+from .settings import Settings
 from .weights import Weights, create_with_weights, read_weights
 
 RESOLUTION, RATIO, INTERPOLATION = 224, 224 / 256, "bilinear"  # where neither options nor the weights say
 Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-@dataclass(kw_only=True)
-class Settings:
-    """What is measured, and how."""
-
-    metrics: list[str]
-    """Of METRICS"""
-    variants: dict[str, Path]
-    """imagenet_a, imagenet_r, imagenet_sketch: their folders"""
-    arch: str | None = None
-    """torchvision's name, or timm/NAME; None: as the weights say"""
-    entry: str | None = None
-    """Of the checkpoint, where it has several networks; see `weights.load_weights`"""
-    classes_of: Path | None = None
-    """A .beton file whose sidecar names the outputs of weights that do not name them"""
-    mean: list[float] | None = None
-    """Of the normalisation, in units of [0, 1]; None: as the weights say, else ImageNet's"""
-    std: list[float] | None = None
-    """Likewise"""
-    resolution: int | None = None
-    """Side of the images, px; None: as the weights say, else 224"""
-    crop_ratio: float | None = None
-    """Of the centre's side to the image's shorter side; None: as the weights say, else 224/256"""
-    interpolation: str | None = None
-    """bilinear or bicubic; None: as the weights say, else bilinear"""
-    flip_tta: bool | None = None
-    """Average the outputs for each image and its mirror image; None: as the weights say, else not"""
-    eps: float = 0.007
-    """Step of FGSM"""
-    noise_std: float = 0.1
-    """Standard deviation of the noise"""
-    seed: int = 0
-    """Of the noise"""
-    boxes: Path | None = None
-    """Folder of ImageNet's annotations: what is foreground; None: the central half"""
-    skip_last_bin: bool = False
-    """Leave the most confident bin out of the calibration error"""
-    batch_size: int = 64
-    """Images at a time"""
-    num_workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Threads that decode"""
 
 
 class ValidationSet:
@@ -234,7 +192,7 @@ def measure(checkpoint: Path, data: ValidationSet, settings: Settings) -> dict[s
         if "replace" in settings.metrics:
             loader = load(with_others=True)
             results["replace"] = run("replace", _replaced(loader, foreground), len(loader)).top_1
-    for name, folder in settings.variants.items():
+    for name, folder in settings.variants().items():
         variant = open_variant(folder, weights.classes or data.classes, checkpoint if weights.classes else "--data")
         counted = list(range(outputs)) if name == "imagenet_sketch" else variant.classes
         batches = _on(

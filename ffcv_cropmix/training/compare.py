@@ -1,7 +1,7 @@
-"""Compare runs: python -m ffcv_cropmix.training.compare RUN... [--output compare.png]
+"""Compare training runs in one figure and one table.
 
-Draws top-1 against epochs and against time, and the training loss, and prints a table. A RUN is the folder of a run
-that is finished, or that still goes on.
+Plots top-1 accuracy against epochs and against time, and the training loss, and prints a table. A RUN is the folder of
+a run, finished or not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.replacing import replacing
-from ..errors import DataError, Parser, run_program, usage_error
+from ..errors import DataError, run_program, usage_error
+from ..options import option, parse_options
 from .config import augmentation
 
 _REQUIRED = ("epoch", "train_loss", "images_per_second", "seconds")
@@ -195,12 +196,19 @@ def _percent(run: Run, key: str, pick: Callable[[list[float]], float] = lambda v
     return f"{pick(values):.2f} %" if values else "-"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = Parser(prog="python -m ffcv_cropmix.training.compare", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
-    parser.add_argument("--output", default="compare.png", help="the figure; default: %(default)s")
-    options = parser.parse_args(arguments)
+@dataclass(kw_only=True)
+class Options:
+    """The command line of `ffcv-cropmix compare`."""
+
+    runs: list[str] = option(positional=True, metavar="RUN")
+    """Folders of runs"""
+    output: str = option("compare.png", metavar="FILE")
+    """The figure, a file that Matplotlib can write"""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.training.compare") -> None:
+    """Run the command line (default: that of the process)."""
+    options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     runs = read_runs(options.runs)
     try:
         save(draw(runs), options.output)

@@ -83,23 +83,26 @@ def _refused(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--dataset=imagenet", "argument --dataset: invalid choice: 'imagenet'"),
-        ("--max_resolution=big", "argument --max_resolution: invalid int value: 'big'"),
-        ("--max_resolution=-1", "--max_resolution is at least 0, got -1"),
-        ("--write_mode=smart", "--smart_threshold BYTES is needed"),
-        ("--smart_threshold=-1", "--smart_threshold is at least 0, got -1"),
-        ("--compress_probability=1.5", "--compress_probability is in [0, 1], got 1.5"),
-        ("--jpeg_quality=101", "--jpeg_quality is in 0 to 100, got 101"),
-        ("--num_workers=0", "--num_workers is at least 1, got 0"),
-        ("--chunk_size=0", "--chunk_size is at least 1, got 0"),
-        ("--subset=0", "--subset is at least 1, or -1, got 0"),
-        ("--dataset=cifar10", "--data_dir is needed for cifar10, got None"),
-        ("--dataset=imagenet_val --data_dir=/tmp", "--labels FILE is needed for imagenet_val, got None"),
-        ("--labels=x.txt", "--labels is for imagenet_val only, got x.txt"),
-        ("--on_error=ignore", "argument --on_error: invalid choice: 'ignore'"),
-        ("--write_path=/nowhere/x.beton", "--write_path is a file in a folder that exists, got /nowhere/x.beton"),
-        ("--write_path=/tmp", "--write_path is a file, and so is the .json beside it, got /tmp"),
-        ("--epochs=3", "unrecognized arguments: --epochs=3"),
+        ("--dataset=imagenet", "dataset: expected imagenet_val or imagefolder or "),
+        ("--max_resolution=big", "max_resolution: expected int, got 'big'"),
+        ("--max_resolution=-1", "max_resolution must be >= 0 px, got -1"),
+        ("--write_mode=smart", "smart_threshold must be given for write_mode smart, bytes, got None"),
+        ("--smart_threshold=-1", "smart_threshold must be >= 0 bytes, got -1"),
+        ("--compress_probability=1.5", "compress_probability must be in [0, 1], got 1.5"),
+        ("--jpeg_quality=101", "jpeg_quality must be in 0 to 100, got 101"),
+        ("--dct_level=99", "dct_level must be in -131072 to 22, got 99"),
+        ("--num_workers=0", "num_workers must be >= 1, got 0"),
+        ("--chunk_size=0", "chunk_size must be >= 1, got 0"),
+        ("--subset=0", "subset must be >= 1, or -1, got 0"),
+        ("--dataset=cifar10", "data_dir must be given for cifar10, got None"),
+        ("--dataset=imagenet_val --data_dir=/tmp", "labels must be given for imagenet_val, got None"),
+        ("--labels=x.txt", "labels must be left out except for imagenet_val, got 'x.txt'"),
+        ("--on_error=ignore", "on_error: expected raise or skip, got 'ignore'"),
+        ("--write_path=/nowhere/x.beton", "write_path must be a file in a folder that exists, got '/nowhere/x.beton'"),
+        ("--write_path=/tmp", "write_path must be a file, as must be the .json beside it, got '/tmp'"),
+        ("--epochs=3", "there is no option epochs"),
+        ("--write-mode=raw", "there is no option write-mode; did you mean write_mode?"),
+        ("--reencode=yes", "reencode: a flag, which takes no value, got 'yes'"),
     ],
 )
 def test_wrong_options_are_answered_in_one_line(monkeypatch, capsys, tmp_path, change: str, message: str) -> None:
@@ -169,9 +172,9 @@ def test_skipped_kept_and_damaged_images_are_counted(tmp_path: Path) -> None:
     first, *rest = result.stdout.splitlines()
     assert first.startswith(f"{path}: 5 images of 3 classes, ")
     assert rest == [
-        "2 JPEG files are stored as they are",
-        "1 JPEG files are encoded anew: they are damaged, but could be decoded",
-        f"1 images were skipped: {path}.skipped.csv names them",
+        "2 JPEG files are stored unchanged",
+        "1 JPEG files are encoded again: they are damaged, but could be decoded",
+        f"1 images were skipped: {path}.skipped.csv lists them",
     ]
     assert read_sidecar(path).counts == [2, 1, 2]
     result = _run(*command, "--on_error=skip", "--reencode")
@@ -224,7 +227,7 @@ def test_what_is_skipped_of_a_source_is_reported(tmp_path: Path) -> None:
     assert dry.stdout.splitlines()[1:] == ["1 more would be skipped", *said]
     result = _run(*command, "--on_error=skip")
     assert result.stdout.splitlines()[1:] == [
-        f"1 images were skipped: {tmp_path}/x.beton.skipped.csv names them",
+        f"1 images were skipped: {tmp_path}/x.beton.skipped.csv lists them",
         *said,
     ]
     report = (tmp_path / "x.beton.skipped.csv").read_text()

@@ -278,17 +278,17 @@ def _refused(arguments: list[str], capsys) -> str:
         ("--training.eval_only=1", "training.eval_only=1 needs what to evaluate"),
         ("--lr.reference_batch_size=0", "lr.reference_batch_size must be >= 1, got 0"),
         ("--validation.crop_ratio=2", "validation.crop_ratio must be in (0, 1], got 2"),
-        ("--resum=auto", "there is no option resum; close to it: resume"),
-        ("--lr=0.1", "lr is a section, and '0.1' is no YAML file of it: --lr.NAME=VALUE"),
-        ("--epochs=3", "there is no option epochs; close to it: training.epochs"),
-        ("--address = 10.0.0.1", "there is no option address; close to it: dist.address"),  # ffcv#124
-        ("--batch_size=3", "no option batch_size; close to it: "),
+        ("--resum=auto", "there is no option resum; did you mean resume"),
+        ("--lr=0.1", "lr is a section, and '0.1' is not a YAML file for it: --lr.NAME=VALUE"),
+        ("--epochs=3", "there is no option epochs; did you mean training.epochs"),
+        ("--address = 10.0.0.1", "there is no option address; did you mean dist.address"),  # ffcv#124
+        ("--batch_size=3", "no option batch_size; did you mean "),
         ("--model.num_classes=1", "model.num_classes must be >= 2, got 1"),
         ("--validation.resolution=0", "validation.resolution must be >= 1 px, got 0"),
         ("--dist.port=0", "dist.port must be in 1 to 65535, got 0"),
-        ("--training.epoch=3", "there is no option training.epoch; close to it: training.epochs"),
-        ("--training.batch-size=3", "there is no option training.batch-size; close to it: training.batch_size"),
-        ("--lr.lr-peak-epoch=3", "there is no option lr.lr-peak-epoch; close to it: lr.lr_peak_epoch"),
+        ("--training.epoch=3", "there is no option training.epoch; did you mean training.epochs"),
+        ("--training.batch-size=3", "there is no option training.batch-size; did you mean training.batch_size"),
+        ("--lr.lr-peak-epoch=3", "there is no option lr.lr-peak-epoch; did you mean lr.lr_peak_epoch"),
         ("--resume=~nobody-has-this-name/c.pt", "resume: there is no home directory ~nobody-has"),
         ("--config=missing.yaml", "missing.yaml"),
     ],
@@ -300,7 +300,7 @@ def test_wrong_values_are_answered_in_one_line(option: str, message: str, capsys
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {epoch: 3}", "there is no option training.epoch; close to it: training.epochs"),
+        ("training: {epoch: 3}", "there is no option training.epoch; did you mean training.epochs"),
         ("trainings: {epochs: 3}", "trainings.epochs"),
         ("training: {epochs: [3]}", "training.epochs: expected int, got '[3]'"),
         ("training: {epochs: 0}", "training.epochs must be >= 1, got 0"),
@@ -323,8 +323,8 @@ def test_wrong_files_are_answered_in_one_line(text: str, message: str, capsys, t
         ("training: {seed: 1, seed: 2}", "training.seed is in line 1 and, before it, in line 1"),
         ("training.seed: 1\ntraining: {seed: 2}", "training.seed is in line 2 and, before it, in line 1"),
         ("resume: auto\nresume: other.pt", "resume is in line 2 and, before it, in line 1"),
-        (b"logging: {folder: caf\xe9}", "is not UTF-8, in which YAML is written: invalid continuation byte at byte 21"),
-        ("lr: {lr: 1}".encode("utf-16"), "is not UTF-8, in which YAML is written: invalid start byte at byte 0"),
+        (b"logging: {folder: caf\xe9}", "is not UTF-8, as YAML must be: invalid continuation byte at byte 21"),
+        ("lr: {lr: 1}".encode("utf-16"), "is not UTF-8, as YAML must be: invalid start byte at byte 0"),
     ],
 )
 def test_files_that_would_be_misread_are_refused(text: str | bytes, message: str, capsys, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys,
             assert capsys.readouterr().out.startswith(
                 f"top-1 {line['top_1']:.2f} %, top-5 100.00 %, loss {line['val_loss']:.4f}"
             )
-            result = measure(other / file, validation, Settings(metrics=["clean", "rms"], variants={}, num_workers=1))
+            result = measure(other / file, validation, Settings(metrics=["clean", "rms"], num_workers=1))
             assert result["clean"] == pytest.approx(line["top_1"], abs=1e-4)
             assert result["rms"] == pytest.approx(line["rms_calibration_error"], abs=1e-3)
             assert (result["resolution"], result["crop_ratio"], result["flip_tta"]) == (40, 0.6, True)
