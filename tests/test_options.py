@@ -100,7 +100,7 @@ def test_help_has_defaults_and_no_names_of_types(capsys, monkeypatch) -> None:
     text = capsys.readouterr().out
     assert ended.value.code == 0
     assert text.startswith("usage: check FILE RUN ... --output PATH [options]\n")
-    lines = [" ".join(line.split()) for line in text.splitlines()]
+    joined = " ".join(text.split())
     for line in (
         "--metrics [METRIC ...] Of a, b (default: a b)",
         "--ratio LOW HIGH Range (default: 0.75 1.333)",
@@ -108,6 +108,6 @@ def test_help_has_defaults_and_no_names_of_types(capsys, monkeypatch) -> None:
         "--full All of it",
         "--quality N Of the JPEGs (default: 0)",
     ):
-        assert line in lines
-    assert "100 % of them (default: jpg)" in text
+        assert line in joined
+    assert "100 % of them (default: jpg)" in joined
     assert "class" not in text

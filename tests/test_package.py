@@ -78,7 +78,9 @@ def test_commands_are_listed(run) -> None:
     scripts = set(re.findall(r"python (\S+\.py)", text))
     assert scripts == {*(path.name for path in ROOT.glob("*.py")), "examples/quickstart.py"}
     modules = {f"ffcv_cropmix.{module}" for module, _ in cli.COMMANDS.values()}
-    programs = {path for path in (ROOT / "ffcv_cropmix").rglob("*.py") if "\n    run_program(" in path.read_text()}
+    programs = {
+        path for path in (ROOT / "ffcv_cropmix").rglob("*.py") if "\n    run_program(main)\n" in path.read_text()
+    }
     assert modules == {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in programs}
 
 
@@ -87,9 +89,8 @@ def test_each_command_says_its_options_by_both_names(name: str, run) -> None:
     status, text, error = run(name, "--help")
     assert (status, error) == (0, "")
     assert text.startswith(f"usage: ffcv-cropmix {name} ")
-    assert text.replace(f"ffcv-cropmix {name}", f"python -m ffcv_cropmix {name}", 1) == run(
-        name, "--help", program="/somewhere/__main__.py"
-    )[1].replace("\n", "\n", 1)
+    other = run(name, "--help", program="/somewhere/__main__.py")[1]
+    assert " ".join(other.split()) == " ".join(text.split()).replace("ffcv-cropmix", "python -m ffcv_cropmix", 1)
     assert run(name, "--nothing")[::2] == (2, "error: there is no option nothing\n")
 
 
@@ -100,7 +101,7 @@ def test_a_wrong_command_names_the_closest(run) -> None:
         "visualise": "visualise; did you mean visualize?",
         "xyz": "xyz",
     }.items():
-        assert run(wrong) == (2, "", f"error: there is no command {said}; commands: {commands}\n".replace("?;", "?;"))
+        assert run(wrong) == (2, "", f"error: there is no command {said}; commands: {commands}\n")
 
 
 def test_a_command_works_and_reports_mistakes_in_one_line(run, tmp_path: Path) -> None:
@@ -123,12 +124,7 @@ def test_a_wheel_has_the_commands(tmp_path: Path) -> None:
     with ZipFile(wheel) as archive:
         names = archive.namelist()
         (scripts,) = (name for name in names if name.endswith("/entry_points.txt"))
-        assert archive.read(scripts).decode().split() == [
-            "[console_scripts]",
-            "ffcv-cropmix",
-            "=",
-            "ffcv_cropmix.cli:main",
-        ]
+        assert archive.read(scripts).decode().strip() == "[console_scripts]\nffcv-cropmix = ffcv_cropmix.cli:main"
     assert {name for name in names if name.startswith("ffcv_cropmix/")} == {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "ffcv_cropmix").rglob("*")

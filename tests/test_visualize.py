@@ -220,7 +220,6 @@ def test_mistakes_are_one_line_and_leave_what_was_there(run, betons: dict[str, P
     for option in (["--scale", "2"], ["--scale", "1", "1", "1"], ["--number=9"], ["--images=0"], ["--size=0"]):
         status, error = refused(betons["raw"], *option)
         assert (status, option[0].strip("-").split("=")[0] in error) == (2, True)
-    assert refused(betons["raw"], "--animate")[1].startswith(
-        "error: output must be a file *.gif in a folder that exists"
-    )
+    message = "error: output must be a file *.gif in a folder that exists"
+    assert refused(betons["raw"], "--animate")[1].startswith(message)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.jpg", "empty", "figure.png"]
