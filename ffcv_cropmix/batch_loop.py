@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from . import patches  # noqa: F401
-
-# isort: split
 from functools import cache
 from typing import Any, Literal, NamedTuple
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from . import patches  # noqa: F401
-
-# isort: split
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_type_hints
 
 import numba
 import numpy as np
-from ffcv.fields.base import Field
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.operation import Operation as FFCVOperation
-from ffcv.pipeline.state import State
 
 from .batch_loop import CAUSES, CHECKSUM, Decode, Specialization, compile_loop, images_apart
 from .errors import DataError
+from .ffcv_compat import AllocationQuery, Compiler, Field, SimpleRGBImageDecoder, State
+from .ffcv_compat import Operation as FFCVOperation
 from .fields import DCTImageField
 from .functional import Interpolation, interpolation_number
 from .kernels import sampling
@@ -51,7 +44,7 @@ class DecodeError(DataError):
 
 
 def mark_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell FFCV not to compile what an operation generates: see `patches`."""
+    """Tell FFCV not to compile what an operation generates: see `ffcv_compat`."""
     function.is_compiled = True  # type: ignore[attr-defined]
     return function
 

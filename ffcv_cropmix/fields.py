@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from . import patches  # noqa: F401
-
-# isort: split
 from typing import Any
 
 import numpy as np
-from ffcv.fields.base import ARG_TYPE, Field
-from ffcv.fields.rgb_image import RGBImageField, SimpleRGBImageDecoder
-from ffcv.pipeline.operation import Operation
 from PIL import Image
 
 from .data.encode import DCT_ARGUMENTS, EncodeOptions, encode
+from .ffcv_compat import ARG_TYPE, Field, Operation, RGBImageField, SimpleRGBImageDecoder
 
 
 class DCTImageField(Field):

@@ -7,11 +7,13 @@ besides. FFCV itself is not imported, which takes seconds.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
+
+from .ctypes_functions import declare
 
 _ffcv = find_spec("ffcv")
 _extension = PathFinder.find_spec("_libffcv", _ffcv.submodule_search_locations) if _ffcv else None
@@ -21,11 +23,7 @@ _library = ctypes.CDLL(_extension.origin)
 _ADDRESS, _INT, _SIZE = ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = _library[name]
-    function.restype, function.argtypes = result, arguments
-    return function
-
+_function = partial(declare, _library)
 
 new_handle = _function("tjInitDecompress", _ADDRESS)
 destroy_handle = _function("tjDestroy", _INT, _ADDRESS)

@@ -7,10 +7,11 @@ installed besides. Where that has none, the system's is taken.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Any
 
+from .ctypes_functions import declare
 from .errors import DataError
 
 
@@ -31,11 +32,7 @@ _library = _open()
 _ADDRESS, _SIZE = ctypes.c_int64, ctypes.c_uint64
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = _library[name]
-    function.restype, function.argtypes = result, arguments
-    return function
-
+_function = partial(declare, _library)
 
 new_context = _function("ZSTD_createDCtx", _ADDRESS)
 destroy_context = _function("ZSTD_freeDCtx", _ADDRESS, _ADDRESS)

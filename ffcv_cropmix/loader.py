@@ -3,9 +3,6 @@ starts."""
 
 from __future__ import annotations
 
-from . import patches  # noqa: F401
-
-# isort: split
 import math
 import os
 import warnings
@@ -13,23 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import ffcv.loader
 import numba
 import numpy as np
 import torch
-from ffcv.fields import IntField
-from ffcv.fields.base import Field
-from ffcv.loader import OrderOption
-from ffcv.loader.loader import DEFAULT_OS_CACHE, ORDER_TYPE
-from ffcv.pipeline import PipelineSpec
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.graph import Graph
-from ffcv.pipeline.operation import Operation
-from ffcv.traversal_order import QuasiRandom, Random, Sequential
-from ffcv.traversal_order.base import TraversalOrder
-from ffcv.traversal_order.quasi_random import generate_order_inner
-from ffcv.types import TYPE_ID_HANDLER
 from numba.core import config
 
 from .batch_loop import CHECKSUM
@@ -38,6 +21,25 @@ from .data.memory import MappedFile, PageCache, physical_memory
 from .data.reader import Beton
 from .decoders import DecodeError
 from .errors import DataError
+from .ffcv_compat import (
+    DEFAULT_OS_CACHE,
+    ORDER_TYPE,
+    TYPE_ID_HANDLER,
+    AllocationQuery,
+    Compiler,
+    FFCVLoader,
+    Field,
+    Graph,
+    IntField,
+    Operation,
+    OrderOption,
+    PipelineSpec,
+    QuasiRandom,
+    Random,
+    Sequential,
+    TraversalOrder,
+    generate_order_inner,
+)
 from .passes import Pass
 
 _LARGE = 0.5  # share of the memory that buffers may take unsaid
@@ -46,7 +48,7 @@ _home: int | None = None
 """The process whose threads numba has started: a fork of it has none."""
 
 
-class Loader(ffcv.loader.Loader):
+class Loader(FFCVLoader):
     """`ffcv.loader.Loader`, and safe: the same arguments, attributes and batches.
 
     The file and the arguments are checked first. A failure anywhere in a pipeline is raised from the `for` loop that

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 import torch
-from ffcv.loader.epoch_iterator import select_buffer
 
 from .decoders import DecodeError
+from .ffcv_compat import select_buffer
 
 if TYPE_CHECKING:
     from .loader import Loader

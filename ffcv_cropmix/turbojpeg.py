@@ -6,9 +6,6 @@ pixels).
 
 from __future__ import annotations
 
-from . import patches  # noqa: F401
-
-# isort: split
 from typing import Any, NamedTuple
 
 import numpy as np

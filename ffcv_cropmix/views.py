@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from . import patches  # noqa: F401
-
-# isort: split
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation as FFCVOperation
-from ffcv.pipeline.state import State
 from numpy.lib.stride_tricks import as_strided
 
 from .batch_loop import Decode
 from .decoders import LayersRGBImageDecoder, OnError, mark_compiled, records, sample_cropmix
+from .ffcv_compat import AllocationQuery, State
+from .ffcv_compat import Operation as FFCVOperation
 from .functional import Interpolation
 from .kernels import sampling
 from .plan import Operation, check_size, sampling_options

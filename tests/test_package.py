@@ -30,7 +30,7 @@ def test_ffcv_is_imported_without_compiling() -> None:
     """By whichever module comes first; numba's own Dict is back in its place."""
     modules = ("loader", "decoders", "views", "data.reader", "data.check", "training.run")
     imports = "\n".join(f"    import ffcv_cropmix.{name}" for name in modules)
-    for first in modules[4:]:  # the others begin with `patches`
+    for first in modules[2:4]:
         _runs(
             "from numba.core import event\n"
             "with event.install_recorder('numba:compile') as compiled:\n"
@@ -40,6 +40,13 @@ def test_ffcv_is_imported_without_compiling() -> None:
             "assert numba.typed.Dict is numba.typed.typeddict.Dict\n"
             "assert dict(images.IMAGE_MODES) == {'jpg': 0, 'raw': 1}"
         )
+
+
+def test_ffcv_is_imported_in_one_place() -> None:
+    """So that whatever is imported first, `ffcv_compat` changes FFCV before anything uses it."""
+    for path in (ROOT / "ffcv_cropmix").rglob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import) ffcv\b", path.read_text(), re.M)
+        assert not imports or path.name == "ffcv_compat.py", path
 
 
 def test_cropmix_needs_neither_ffcv_nor_torch() -> None:

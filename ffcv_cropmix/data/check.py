@@ -5,16 +5,13 @@ FFCV trusts the file: a damaged one ends in a hang, a signal, or other samples' 
 
 from __future__ import annotations
 
-from .. import patches  # noqa: F401
-
-# isort: split
 import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from ffcv.fields.base import Field
 
 from ..errors import DataError
+from ..ffcv_compat import Field
 from ..fields import DCTImageField
 from .images import DCT, JPG, RAW
 from .reader import IMAGE_COLUMNS, Beton

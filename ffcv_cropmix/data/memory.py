@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from ffcv.memory_managers import MemoryContext, MemoryManager
 
 from ..errors import DataError
+from ..ffcv_compat import MemoryContext, MemoryManager
 from .reader import Beton, Storage, read_sample
 
 _AHEAD = 3  # batches whose pages are read in advance, as in FFCV

@@ -5,27 +5,25 @@ The tables are mapped from the file, not copied: processes that open the same fi
 
 from __future__ import annotations
 
-from .. import patches  # noqa: F401
-
-# isort: split
 import mmap
 import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NoReturn
 
 import numpy as np
-from ffcv.fields import NDArrayField, TorchTensorField
-from ffcv.fields.base import Field
-from ffcv.types import (
+
+from ..errors import DataError
+from ..ffcv_compat import (
     ALLOC_TABLE_TYPE,
     CURRENT_VERSION,
     TYPE_ID_HANDLER,
+    Field,
     FieldDescType,
     HeaderType,
+    NDArrayField,
+    TorchTensorField,
     get_metadata_type,
 )
-
-from ..errors import DataError
 from ..fields import DCTImageField, is_dct_field
 from ..kernels.jit import jit
 from .sidecar import Sidecar, read_sidecar

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from .. import patches  # noqa: F401
-
-# isort: split
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from .. import patches  # noqa: F401
-
-# isort: split
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ffcv.fields.basics import IntDecoder
-from ffcv.loader import OrderOption
-from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from torch import Tensor, nn
 
+from ..ffcv_compat import IntDecoder, OrderOption, Squeeze, ToDevice, ToTensor, ToTorchImage
 from ..loader import Loader
 from .config import DataConfig
 from .distributed import Processes

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from .. import patches  # noqa: F401
-
-# isort: split
 import json
 import math
 import signal
@@ -17,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from ffcv.traversal_order import QuasiRandom
 from torch import Tensor
 
 from ..errors import DataError
+from ..ffcv_compat import QuasiRandom
 from ..loader import Loader
 from ..progress import progress
 from .checkpoint import Checkpoint, Progress, Stateful
