@@ -14,7 +14,7 @@ examples: $(VENV)/.examples  ## each example at toy size, on the same digits
 	PATH="$(BIN):$$PATH" sh examples/run_all.sh
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes share the cores: threads of OpenMP that spin while they wait would take them from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import ffcv_cropmix.ffcv_compat  # noqa: F401  before FFCV: 5 s less
 from tests import betons as written
 

@@ -223,8 +223,9 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
         whole, resumed = _log(tmp_path / "whole"), _log(tmp_path / folder)
         if folder == "stopped":  # "killed" had other parts of a step, in which statistics are taken
             assert [line["train_loss"] for line in resumed] == [line["train_loss"] for line in whole]
+            weights = _weights(tmp_path / folder)
             for name, value in _weights(tmp_path / "whole").items():
-                assert torch.equal(_weights(tmp_path / folder)[name], value), name
+                assert torch.equal(weights[name], value), name
         assert [line["epoch"] for line in resumed] == [0, 1]
 
 
