@@ -1,13 +1,16 @@
-"""Write the tables of README.md and benchmarks/README.md, and docs/throughput.png, from what throughput.py measured
-and start.py, if there is a start.json in the same folder.
+"""Write the tables of README.md and benchmarks/README.md, and their plots in docs/, from what throughput.py measured.
 
-python benchmarks/report.py benchmarks/results/throughput.json
+    python benchmarks/report.py benchmarks/results/throughput.json
+
+Two more files in the same folder are optional: files.json, from `throughput.py --data_dir PHOTOS`, compares ways to
+write a file where throughput.json has only two; start.json is from `start.py`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ffcv_cropmix.errors import DataError, run_program, usage_error
-from peers import CROPMIX, PEERS, STOCK
+from peers import AUTHORS, CROPMIX, PEERS, STOCK
 
 REPOSITORY = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+OPTIONAL = ("files.json", "start.json")
 IMAGENET = 1_281_167  # images of its training set
 
 
@@ -103,16 +107,16 @@ def conditions(results: Results) -> str:
     )
 
 
-def main_table(results: Results) -> str:
-    """All peers: images per second, ratio and memory."""
+def main_table(results: Results, peers: Iterable[str] = tuple(PEERS)) -> str:
+    """Return a row for each peer: images per second, ratio and memory."""
     modes = results.modes
     head = [f"{results.output_size} px, {results.num_workers} worker{'s'[: results.num_workers > 1]}"]
     for mode in modes:
         head += [f"{name_of(mode)}: images/s", "ratio (quartiles)", "memory"]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
     memory = {(entry["peer"], entry["mode"]): entry for entry in results.report["memory"]}
-    for name, peer in PEERS.items():
-        found = {mode: results.of_peer(name, mode) for mode in modes}
+    for name in peers:
+        peer, found = PEERS[name], {mode: results.of_peer(name, mode) for mode in modes}
         if not any(found.values()):
             continue
         cells = [f"**{peer.label}**" if name == CROPMIX else peer.label]
@@ -174,35 +178,48 @@ def notes(results: Results) -> list[str]:
 
 def start_table(start: dict[str, Any]) -> str:
     """How long a loader takes to start, and its memory, by the number of samples: from what start.py measured."""
-    head = ["samples", "loader", "import", "construction", "first batch, first process", "second", "memory", "of two"]
-    lines = [_row(head), _row(["---:", "---", *["---:"] * 6])]
+    head = ["samples", "loader", "import", "construction", "first batch, first process", "second"]
+    head += ["memory after import", "added by a loader", "added by two"]
+    lines = [_row(head), _row(["---:", "---", *["---:"] * 7])]
     labels = {"ffcv_cropmix": "**this package**", "ffcv": "FFCV"}
     for result in start["results"]:
         times = [result["import_seconds"], result["construction_seconds"], *result["first_batch_seconds"].values()]
-        sizes = [result["megabytes"], result["megabytes_of_two"]]
+        sizes = [result["import_megabytes"], result["megabytes"], result["megabytes_of_two"]]
         cells = [f"{result['rows']:,}", labels[result["package"]], *(f"{seconds:.1f} s" for seconds in times)]
         lines.append(_row([*cells, *(f"{size:,.0f} MB" for size in sizes)]))
     return "\n".join(lines)
 
 
-def readme_section(report: dict[str, Any], start: dict[str, Any] | None = None) -> str:
-    """What the README has between its markers."""
+SHORT = (CROPMIX, "cropmix-one", STOCK, AUTHORS, "torchvision", "dali")
+"""Peers on the front page, where only two files were measured"""
+
+
+def readme_section(report: dict[str, Any]) -> str:
+    """Return the table on the front page: kinds of files if there are more than two, else some peers."""
     results = Results(report)
-    files = [files_table(results)] if len(results.kinds) > 2 else []
-    starts = []
+    table = files_table(results) if len(results.kinds) > 2 else main_table(results, SHORT)
+    return f"{table}\n\n{conditions(results)}"
+
+
+def start_section(start: dict[str, Any]) -> str:
+    """Return the table of start.py, and what its columns mean."""
+    return (
+        "To start, one worker, files of raw images of 8 x 8 px. All but the first process find compiled code on disk; "
+        "import and construction are theirs. Memory is a process's share (PSS): after the import, what making a loader "
+        f"adds, and what making one in each of two processes adds; {start['date']}, `{start['command']}`:\n\n"
+        f"{start_table(start)}"
+    )
+
+
+def benchmarks_section(report: dict[str, Any], start: dict[str, Any] | None = None) -> str:
+    """Return the generated part of benchmarks/README.md: all peers, the start, and CropMix in all its settings."""
+    results = Results(report)
+    parts = [conditions(results), main_table(results), *notes(results)]
     if start:
-        starts = [
-            "To start, one worker, files of raw images of 8 x 8 px. All but the first process find compiled code on "
-            "disk; import and construction are theirs. Memory is what making a loader adds, in one process and in two "
-            f"together; {start['date']}, `{start['command']}`:",
-            start_table(start),
-        ]
-    return "\n\n".join([*files, main_table(results), *notes(results), conditions(results), *starts])
-
-
-def variants_section(report: dict[str, Any]) -> str:
-    """What benchmarks/README.md has between its markers: CropMix in all its settings."""
-    parts = [conditions(Results(report))]
+        parts.append(start_section(start))
+    parts.append(
+        "Ratios of CropMix, by number of crops; the lower of with and without `inter_aug`, where both were measured:"
+    )
     rows: list[tuple[str, dict[str, Any]]] = [
         (f"{operation}, {number[0] if len(number) == 1 else 'drawn'}", {"operation": operation, "number": number})
         for operation, number in product(("mixup", "cutmix"), ([2], [3], [4], [2, 3, 4]))
@@ -226,8 +243,9 @@ def variants_section(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _draw_sizes(axes: Any, results: Results) -> None:
-    """Speed against size: a point for each kind of file, of CropMix and of FFCV's one crop."""
+def plot_files(results: Results) -> Figure:
+    """Plot speed against size: a point for each kind of file, of CropMix and of FFCV's one crop."""
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     points = {CROPMIX: ("CropMix", "o", "#1f4e79"), "cropmix-ycbcr": ('CropMix, decode="ycbcr"', "^", "#2e9e6b")}
     points[STOCK] = ("FFCV, one crop", "s", "#7f7f7f")
     for peer, (label, marker, color) in points.items():
@@ -241,25 +259,17 @@ def _draw_sizes(axes: Any, results: Results) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("KB an image")
-    axes.set_ylabel("images/s")
+    axes.set_ylabel(f"images/s ({results.output_size} px, {results.num_workers} worker)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def draw(report: dict[str, Any]) -> Figure:
-    """Each peer's ratio to FFCV's one crop, on JPEG and on raw images; and speed against size, of more kinds."""
-    results = Results(report)
+def plot_peers(results: Results) -> Figure:
+    """Plot each peer's ratio to FFCV's one crop, on JPEG and on raw images."""
     modes = results.modes
     names = [name for name in PEERS if name != "copy" and any(results.of_peer(name, mode) for mode in modes)]
-    files = len(results.kinds) > 2
-    height = 0.42 * len(names) + 1.1
-    figure, panels = plt.subplots(
-        1 + files, squeeze=False, figsize=(9, height + 4 * files), height_ratios=[height, 4][: 1 + files],
-        layout="constrained",
-    )  # fmt: skip
-    axes = panels[0, 0]
-    if files:
-        _draw_sizes(panels[1, 0], results)
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(names) + 1.1), layout="constrained")
     dark, light = {"color": "#1f4e79"}, {"color": "#f4b183", "hatch": "///", "edgecolor": "#7f4f24"}
     styles = {mode: light if mode == "raw" else dark for mode in modes}
     places, ticks, labels, used = 0.0, [], [], set()
@@ -286,24 +296,33 @@ def draw(report: dict[str, Any]) -> Figure:
     return figure
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a file of results: {error}") from None
+
+
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         usage_error("give one file: python benchmarks/report.py benchmarks/results/throughput.json")
     path = Path(sys.argv[1])
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a file of results: {error}") from None
-    start = path.with_name("start.json")
-    starts = json.loads(start.read_text()) if start.exists() else None
+    report = _read(path)
+    files, start = (_read(other) if (other := path.with_name(name)).exists() else None for name in OPTIONAL)
+    if files is None or len(report["data"]) > 2:
+        files = report
     matplotlib.use("Agg")
-    sections = {"README.md": readme_section(report, starts), "benchmarks/README.md": variants_section(report)}
+    sections = {"README.md": readme_section(files), "benchmarks/README.md": benchmarks_section(report, start)}
     for readme, section in sections.items():
         target = REPOSITORY / readme
         target.write_text(replaced(target.read_text(), section, readme))
         print(target.relative_to(REPOSITORY))
-    draw(report).savefig(REPOSITORY / "docs/throughput.png", dpi=110)
-    print("docs/throughput.png")
+    figures = {"throughput": plot_peers(Results(report))}
+    if len(files["data"]) > 2:
+        figures["sizes"] = plot_files(Results(files))
+    for name, figure in figures.items():
+        figure.savefig(REPOSITORY / f"docs/{name}.png", dpi=110)
+        print(f"docs/{name}.png")
 
 
 if __name__ == "__main__":

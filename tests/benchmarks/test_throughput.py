@@ -234,20 +234,28 @@ def test_tables_and_plot_come_from_the_json(
     assert text.startswith(f"before\n\n{report.BEGIN}\n| {SIDE} px, 1 worker |")
     assert text.endswith(f"\n{report.END}\n\nafter\n") and "old" not in text
     assert "| **CropMix, this package** | 12,346 | 1.23 (1.10 to 1.30) |" in text
-    assert f"{PEERS['dali'].label}: nvidia.dali is not installed." in text
     variants = (tmp_path / "benchmarks/README.md").read_text()
+    assert f"{PEERS['dali'].label}: nvidia.dali is not installed." in variants
     assert "| mixup, drawn | 1.23 |" in variants and "| mixup, 2 |  |" in variants
     assert (tmp_path / "docs/throughput.png").read_bytes().startswith(b"\x89PNG")
     report.main()
     assert (tmp_path / "README.md").read_text() == text
     assert (tmp_path / "benchmarks/README.md").read_text() == variants
-    started = {"package": "ffcv", "rows": 1000, "import_seconds": 1.24, "construction_seconds": 2, "megabytes": 5.4}
-    started |= {"first_batch_seconds": {"first": 3, "second": 4}, "megabytes_of_two": 10.6}
+    started = {"package": "ffcv", "rows": 1000, "import_seconds": 1.24, "construction_seconds": 2}
+    started |= {"first_batch_seconds": {"first": 3, "second": 4}}
+    started |= {"import_megabytes": 300, "megabytes": 5.4, "megabytes_of_two": 10.6}
     start = {"date": "2026-01-02", "command": "start.py", "results": [started]}
     (tmp_path / "start.json").write_text(json.dumps(start))
     report.main()
-    row = "| 1,000 | FFCV | 1.2 s | 2.0 s | 3.0 s | 4.0 s | 5 MB | 11 MB |"
-    assert row in (tmp_path / "README.md").read_text()
+    row = "| 1,000 | FFCV | 1.2 s | 2.0 s | 3.0 s | 4.0 s | 300 MB | 5 MB | 11 MB |"
+    assert row in (tmp_path / "benchmarks/README.md").read_text()
+    kinds = {"jpg": {"bytes": 1_000, "images": 10}, "dct 1": {"bytes": 980, "images": 10}}
+    files = {**measured, "data": {mode: measured["data"]["jpg"] | sizes for mode, sizes in kinds.items()}}
+    files["data"]["raw"] = files["data"]["jpg"] | {"bytes": 5_000}
+    (tmp_path / "files.json").write_text(json.dumps(files))
+    report.main()
+    assert "| dct, level 1 | 98 |" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "docs/sizes.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_coefficients_are_compared_with_their_jpegs(sealed: dict[str, Path], sealed_dct: Path, tmp_path: Path) -> None:
@@ -278,7 +286,7 @@ def test_each_kind_of_file_has_a_row_and_a_point() -> None:
     assert rows[0] == "| JPEG | 100,000 | 128 GB | 400 | 1,000 | 2.50 |  |  |"
     assert rows[1] == "| dct, level 1 | 98,000 | 126 GB |  | 1,000 | 2.50 | 2,000 | 5.00 |"
     assert rows[3].startswith("| JPEG, re-encoded | 50,000 | 64 GB |")
-    _, axes = report.draw(made).axes
+    [axes] = report.plot_files(report.Results(made)).axes
     assert {text.get_text() for text in axes.texts} == {report.name_of(kind) for kind in kinds}
     assert [len(points.get_offsets()) for points in axes.collections] == [5, 1, 3]
 
