@@ -1,4 +1,4 @@
-"""Fields of .beton files that FFCV does not have."""
+"""Fields of .beton files beside FFCV's own."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from .ffcv_compat import ARG_TYPE, Field, Operation, RGBImageField, SimpleRGBIma
 
 
 class DCTImageField(Field):
-    """Images as the quantised DCT coefficients of a JPEG: smaller than that, and decoded in half the time.
+    """Images stored as the quantised DCT coefficients of a JPEG: smaller than the JPEG, decoded in half the time.
 
-    `write_dataset.py --write_mode dct` writes them, without loss where it is given JPEG files; docs/dct.md has the
-    layout. `ffcv_cropmix.Loader` knows the field; other readers take it as a custom field, and the decoders of
-    `ffcv_cropmix`. FFCV's own raise a TypeError when a loader is made.
-
-    >>> from ffcv.loader import Loader
-    >>> Loader("train.beton", 64, custom_fields={"image": DCTImageField},
-    ...        pipelines={"image": [CropMixRGBImageDecoder((224, 224)), ToTensor()], "label": None})  # doctest: +SKIP
+    `ffcv-cropmix convert --write_mode dct` writes this field, without loss if the images are JPEG files; docs/dct.md
+    describes the layout. `ffcv_cropmix.Loader` knows the field. Give it to other readers as a custom field, with the
+    decoders of this package: `ffcv.loader.Loader(..., custom_fields={"image": DCTImageField})`. FFCV's own decoders
+    raise a TypeError when a loader is made.
 
     Args:
-        max_resolution: the longer side of images that are written is reduced to it, px; 0: as it is.
-        jpeg_quality: of images that are written, 0 to 100.
-        dct_level: zstd's compression level; negative ones are larger and faster.
+        max_resolution: shrink images whose longer side exceeds this when writing, px; 0: never.
+        jpeg_quality: quality when writing, 0 to 100.
+        dct_level: zstd's compression level; negative levels give larger files that are faster to read.
 
     Raises:
-        ValueError: an image that is written is not uint8 (height, width, 3), or has more than 65,500 px along a side; a
-            file's field is of another version.
+        ValueError: an argument is out of range; an image to be written is not uint8 (height, width, 3) or has a side of
+            more than 65,500 px; the field of a file has another version.
+
+    Example:
+        >>> field = DCTImageField(max_resolution=500, jpeg_quality=95)
+        >>> DCTImageField.from_binary(field.to_binary()).metadata_type.names
+        ('mode', 'width', 'height', 'data_ptr')
     """
 
     def __init__(self, max_resolution: int = 0, jpeg_quality: int = 90, dct_level: int = 1) -> None:
@@ -39,12 +41,12 @@ class DCTImageField(Field):
 
     @property
     def metadata_type(self) -> np.dtype:
-        """(mode, width, height, data_ptr), as `ffcv.fields.RGBImageField` has it; mode is 2."""
+        """The dtype (mode, width, height, data_ptr) of `ffcv.fields.RGBImageField`; the mode is 2."""
         return RGBImageField().metadata_type
 
     @staticmethod
     def from_binary(binary: Any) -> DCTImageField:
-        """The field of a file, from its arguments."""
+        """Make the field from the arguments stored in a file."""
         found = np.asarray(binary).tobytes().rstrip(b"\0")
         if found != DCT_ARGUMENTS:
             raise ValueError(
@@ -54,7 +56,7 @@ class DCTImageField(Field):
         return DCTImageField()
 
     def to_binary(self) -> Any:
-        """The arguments of the field, to be written to a file."""
+        """Return the field's arguments, to be stored in a file."""
         binary = np.zeros(1, ARG_TYPE)
         binary.view(np.uint8)[: len(DCT_ARGUMENTS)] = np.frombuffer(DCT_ARGUMENTS, np.uint8)
         return binary[0]
@@ -64,19 +66,19 @@ class DCTImageField(Field):
         pixels = np.asarray(image) if isinstance(image, Image.Image) else image
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             kind = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(image).__name__
-            raise ValueError(f"an image is uint8 (height, width, 3), got {kind}")
+            raise ValueError(f"an image must be uint8 (height, width, 3), got {kind}")
         sample = encode(0, pixels, self._options)
         destination["mode"], destination["height"], destination["width"] = sample.mode, sample.height, sample.width
         destination["data_ptr"], storage = malloc(len(sample.data))
         storage[:] = np.frombuffer(sample.data, np.uint8)
 
     def get_decoder_class(self) -> type[Operation]:
-        """What decoders of the field are subclasses of."""
+        """Return the base class of this field's decoders."""
         return SimpleRGBImageDecoder
 
 
 def is_dct_field(arguments: bytes) -> bool:
-    """Whether the arguments of a custom field are of a DCTImageField, of any version."""
+    """Return whether the arguments of a custom field are those of a DCTImageField of any version."""
     return arguments.startswith(DCT_ARGUMENTS.rstrip(b"0123456789"))
 
 
@@ -89,5 +91,5 @@ def _accept_field(decoder: SimpleRGBImageDecoder, field: Field) -> None:
     Operation.accept_field(decoder, field)
 
 
-# FFCV's decoders would take the samples for raw pixels. Those of this package accept the field.
+# FFCV's decoders would take the samples for raw pixels. This package's decoders accept the field.
 SimpleRGBImageDecoder.accept_field = _accept_field

@@ -1,5 +1,4 @@
-"""Loader: `ffcv.loader.Loader` that checks what it is given, whose failures reach the user, and which ends what it
-starts."""
+"""`Loader`: `ffcv.loader.Loader` that checks its arguments, raises errors in the loop and ends its threads."""
 
 from __future__ import annotations
 
@@ -10,12 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba.core import config
 
-from .batch_loop import CHECKSUM
 from .data.check import check_beton
 from .data.memory import MappedFile, PageCache, physical_memory
 from .data.reader import Beton
@@ -24,7 +21,6 @@ from .errors import DataError
 from .ffcv_compat import (
     DEFAULT_OS_CACHE,
     ORDER_TYPE,
-    TYPE_ID_HANDLER,
     AllocationQuery,
     Compiler,
     FFCVLoader,
@@ -33,49 +29,74 @@ from .ffcv_compat import (
     IntField,
     Operation,
     OrderOption,
-    PipelineSpec,
-    QuasiRandom,
     Random,
     Sequential,
     TraversalOrder,
-    generate_order_inner,
+)
+from .loader_arguments import (
+    QuasiRandomOrder,
+    check_threads,
+    checked_indices,
+    common_seed,
+    order_class,
+    pipeline_specs,
+    stored_checksums,
+    with_checksums,
 )
 from .passes import Pass
 
-_LARGE = 0.5  # share of the memory that buffers may take unsaid
-
-_home: int | None = None
-"""The process whose threads numba has started: a fork of it has none."""
+_LARGE = 0.5  # share of the memory that buffers may take without a warning
 
 
 class Loader(FFCVLoader):
-    """`ffcv.loader.Loader`, and safe: the same arguments, attributes and batches.
+    """A drop-in replacement for `ffcv.loader.Loader` that fails safely.
 
-    The file and the arguments are checked first. A failure anywhere in a pipeline is raised from the `for` loop that
-    reads the loader, where FFCV waits for ever. Breaking out of that loop ends the threads of the pass. Torch's thread
-    count stays as it is. Each pass is numbered for the decoders of this package, whose randomness depends on it
-    (`set_epoch`); a run goes on in the middle of a pass with `state_dict` and `load_state_dict`.
+    It takes the same arguments, has the same attributes and yields the same batches, with these differences:
 
-    A batch is a view of memory that a later batch of the same pass overwrites, as FFCV's is: `clone` what you keep.
+    - The file and the arguments are checked first.
+    - An error anywhere in a pipeline is raised from the `for` loop over the loader; with FFCV the loop hangs.
+    - Breaking out of the loop ends the threads of the pass, and torch's number of threads stays as it is.
+    - Passes are numbered from 0, and the decoders of this package derive their randomness from that number
+      (`set_epoch`). `state_dict` and `load_state_dict` resume in the middle of a pass.
+    - With `distributed`, n batches of n processes hold the same samples as one batch of a single process that is n
+      times as large (except in quasi-random order, which depends on the batch size). A `seed` of None is sampled by
+      process 0 and shared. All processes get the same number of samples: `drop_last=True` leaves out the last few, and
+      `drop_last=False` repeats some, as torch's DistributedSampler does. The exception is sequential order with
+      `drop_last=False`, for exact evaluation: each sample is then in exactly one process, and the numbers of batches
+      may differ by one. The processes are the default group of torch.distributed.
 
-    With `distributed`, the order of one process is dealt out in turn: n batches of n processes hold what one process
-    has in a batch n times as large (not in quasi-random order, which depends on the batch size). A `seed` of None is
-    drawn by process 0 and is the same in all. Each process has as many samples: with `drop_last` the last few are left
-    out, without it some are repeated, as torch's DistributedSampler does. But in sequential order without `drop_last`
-    each sample is in exactly one process, for exact evaluation: the numbers of batches then may differ by one. The
-    processes are those of torch.distributed's default group.
+    As with FFCV, a batch is a view of memory that a later batch of the same pass overwrites: `clone` what you keep.
 
     Args:
+        fname: path of the .beton file.
+        batch_size: samples per batch and process.
         num_workers: threads; below 1: as many as the process may use cores.
-        checksums: compare each image's bytes with the checksum in the file's sidecar as it is read: damage often
-            decodes without an error. For the decoders of this package.
-        *: as in `ffcv.loader.Loader`.
+        os_cache: True: rely on the operating system's cache; False: read the file page by page.
+        order: an `OrderOption`, or a `TraversalOrder`.
+        distributed: share the samples among the processes of torch.distributed.
+        seed: determines order and augmentation; None: a random one.
+        indices: rows of the file to read, integers (n,); None: all.
+        pipelines: for each output the list of its operations, a `PipelineSpec`, or None to leave the field out.
+        custom_fields: types of fields that FFCV does not have.
+        drop_last: leave out the last batch if it is smaller.
+        batches_ahead: batches prepared in advance.
+        recompile: generate the pipelines' code again for each pass.
+        checksums: compare the bytes of each image with its checksum in the sidecar as it is read, since damaged data
+            often decodes without an error. Needs a decoder of this package.
 
     Raises:
-        DataError: the file cannot be read, is not a sound .beton (`check_beton`), has no checksums to compare, or has
-            fewer samples than there are processes.
-        ValueError: an argument is out of range; names it and the value.
-        RuntimeError: the process is a fork of one in which numba's threads run, or they cannot serve two loaders.
+        DataError: the file cannot be read or is not sound (`check_beton`), has no checksums to compare, or has fewer
+            samples than there are processes.
+        ValueError: an argument is out of range; the message names it and the value.
+        RuntimeError: the process was forked from one in which numba's threads run, or these cannot serve two loaders.
+
+    Example:
+        >>> from ffcv.fields.basics import IntDecoder
+        >>> from ffcv.transforms import ToTensor
+        >>> pipelines = {"image": None, "label": [IntDecoder(), ToTensor()]}
+        >>> for (labels,) in Loader("train.beton", batch_size=2, num_workers=1, pipelines=pipelines):
+        ...     print(labels.flatten().tolist())
+        [0, 1]
     """
 
     def __init__(
@@ -98,21 +119,21 @@ class Loader(FFCVLoader):
     ) -> None:
         beton = check_beton(fname, custom_fields)
         if batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, got {batch_size}")
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if batches_ahead < 1:
-            raise ValueError(f"batches_ahead is at least 1, got {batches_ahead}")
+            raise ValueError(f"batches_ahead must be >= 1, got {batches_ahead}")
         most = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
         if num_workers < 1:
             num_workers = min(len(os.sched_getaffinity(0)), most)
         if num_workers > most:
-            raise ValueError(f"num_workers is at most {most}, numba's threads, got {num_workers}")
-        _check_threads()
+            raise ValueError(f"num_workers must be <= {most}, numba's threads, got {num_workers}")
+        check_threads()
         self._rank, self._processes = 0, 1
         if distributed:
             self._rank, self._processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
             if seed is None:
-                seed = _common_seed()
-        rows = None if indices is None else _checked_indices(indices, beton.num_samples)
+                seed = common_seed()
+        rows = None if indices is None else checked_indices(indices, beton.num_samples)
         chosen = beton.num_samples if rows is None else len(rows)
         if chosen < self._processes:
             raise DataError(f"{fname}: {chosen} samples are not enough for {self._processes} processes: use fewer")
@@ -140,13 +161,13 @@ class Loader(FFCVLoader):
         self.failures: dict[int, DecodeError] = {}
         self.position = (0, 0)
         self.next_epoch = self._first_batch = 0
-        self._order = _order_class(order)
+        self._order = order_class(order)
         self._chosen = rows
         self._open(beton, checksums, os_cache)
-        if self._order not in (Sequential, Random, _QuasiRandom):
+        if self._order not in (Sequential, Random, QuasiRandomOrder):
             self.traversal_order  # noqa: B018  # its errors are raised here
         Compiler.num_threads = num_workers  # that code is compiled for
-        self.pipeline_specs = _pipeline_specs(pipelines, beton)
+        self.pipeline_specs = pipeline_specs(pipelines, beton)
         self.field_name_to_f_ix = {name: number for number, name in enumerate(beton.fields)}
         self.graph = Graph(
             self.pipeline_specs,
@@ -159,8 +180,8 @@ class Loader(FFCVLoader):
         self.image_nodes = [node for node in self.graph.nodes if hasattr(getattr(node, "decoder", None), "failures")]
         if len({id(node.decoder) for node in self.image_nodes}) < len(self.image_nodes):
             raise ValueError(
-                "a decoder in two pipelines would decode twice, and draw other numbers: begin the second one with what "
-                "the first one decoded, PipelineSpec(decoder, transforms=[...])"
+                "a decoder in two pipelines would decode twice, with other random numbers: start the second pipeline "
+                "from the first one's output, PipelineSpec(decoder, transforms=[...])"
             )
         if checksums and not self.image_nodes:
             raise ValueError("checksums=True: no decoder of this package reads an image of this loader")
@@ -172,24 +193,24 @@ class Loader(FFCVLoader):
         self._warn_of_memory()
 
     def _open(self, beton: Beton, checksums: bool, os_cache: bool) -> None:
-        """Read from this file."""
+        """Set the file that batches are read from."""
         if checksums:
             images = {f"f{beton.field_names.index(name)}" for name in beton.images()}
-            beton.metadata = _with_column(beton.metadata, images, _checksums(beton))
+            beton.metadata = with_checksums(beton.metadata, images, stored_checksums(beton))
         if beton.sidecar:
-            beton.sidecar.checksums = None  # 11 bytes a sample that no pass needs
+            beton.sidecar.checksums = None  # 11 bytes per sample that no pass needs
         self.reader = beton
         self.memory_manager = MappedFile(beton) if os_cache else PageCache(beton)
 
     @cached_property
     def indices(self) -> np.ndarray:
-        """The rows of the file that this loader reads, (n,)."""
+        """Rows of the file that this loader reads, integers (n,)."""
         return np.arange(self.reader.num_samples, dtype=np.uint64) if self._chosen is None else self._chosen
 
     @cached_property
     def traversal_order(self) -> TraversalOrder:
-        """What orders the rows of a pass."""
-        # FFCV's orders deal samples out to processes in another way: see next_traversal_order
+        """The object that orders the rows of a pass."""
+        # FFCV's orders share samples among processes in another way: see next_traversal_order
         distributed, self.distributed = self.distributed, False
         try:
             return self._order(self)
@@ -198,16 +219,16 @@ class Loader(FFCVLoader):
 
     @cached_property
     def first_traversal_order(self) -> np.ndarray:
-        """The rows of the next pass at the time of the first use."""
+        """Rows of the pass that was next when this was first used, in order."""
         return self.next_traversal_order()
 
     def set_epoch(self, epoch: int) -> None:
-        """Number the next pass `epoch`, from 0: it determines order and augmentation. Later passes count on."""
+        """Set the number of the next pass, from 0, which determines order and augmentation. Later passes count up."""
         self.next_epoch = epoch
         self._first_batch = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the pass that delivered the last batch stands: for `load_state_dict` of a loader made the same way."""
+        """Return the position after the last batch that was delivered, for `load_state_dict` of an equal loader."""
         epoch, batch = self.position
         if batch >= len(self):
             epoch, batch = epoch + 1, 0
@@ -215,10 +236,10 @@ class Loader(FFCVLoader):
         return {"epoch": epoch, "batch": batch, "seed": self.seed, "batch_size": self.batch_size, "samples": samples}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken: the next pass has the same remaining batches, order and pixels.
+        """Resume where `state_dict` was taken: the next pass has the same remaining batches, with the same pixels.
 
         Args:
-            state: of a loader with the same file, order, seed, batch size, and number of processes.
+            state: the state of a loader with the same file, order, seed, batch size and number of processes.
 
         Raises:
             ValueError: this loader has another seed, batch size or number of samples.
@@ -232,11 +253,11 @@ class Loader(FFCVLoader):
         self.position = (state["epoch"], state["batch"])
 
     def report(self) -> list[DecodeError]:
-        """The samples that were replaced by zeros so far (`on_error="zero"`), each once, by row."""
+        """Return the samples that were replaced by zeros so far (`on_error="zero"`), each once, sorted by row."""
         return [self.describe(self.failures[index]) for index in sorted(self.failures)]
 
     def describe(self, failure: DecodeError) -> DecodeError:
-        """Add the file and the class to a failure; return it."""
+        """Add the file and the class to a failure, and return it."""
         failure.file_name = self.fname
         beton = self.reader
         if isinstance(beton.fields.get("label"), IntField):
@@ -246,7 +267,7 @@ class Loader(FFCVLoader):
         return failure
 
     def note_failures(self, rows: np.ndarray, memory: Mapping[Any, Any]) -> None:
-        """Remember the samples of a batch that its decoders replaced by zeros, from the memory of `image_nodes`."""
+        """Remember the samples of a batch that decoders replaced by zeros, from the memory of `image_nodes`."""
         for node, allocated in memory.items():
             for failure in node.decoder.failures(rows, allocated):
                 self.failures.setdefault(failure.index, failure)
@@ -255,15 +276,19 @@ class Loader(FFCVLoader):
         """Return a loader of the samples that meet a condition.
 
         Args:
-            field_name: the field that is looked at.
-            condition: takes a sample of that field as this loader's pipeline makes it; true to keep it.
+            field_name: the field to look at.
+            condition: takes a sample of that field, after its pipeline; returns whether to keep it.
 
         Raises:
             ValueError: there is no such field, or no sample meets the condition.
 
-        Example::
-
-            first_ten_classes = loader.filter("label", lambda label: label < 10)
+        Example:
+            >>> from ffcv.fields.basics import IntDecoder
+            >>> from ffcv.transforms import ToTensor
+            >>> pipelines = {"image": None, "label": [IntDecoder(), ToTensor()]}
+            >>> loader = Loader("train.beton", batch_size=1, num_workers=1, pipelines=pipelines)
+            >>> loader.filter("label", lambda label: label > 0).indices.tolist()
+            [1]
         """
         pipelines = self._args["pipelines"]
         if field_name not in {*self.reader.fields, *pipelines}:
@@ -284,11 +309,12 @@ class Loader(FFCVLoader):
         return Loader(**{**self._args, "indices": self.indices[np.array(meets)]})
 
     def next_traversal_order(self) -> np.ndarray:
+        """Return the rows of the next pass in this process, in order."""
         order = self.traversal_order.sample_order(self.next_epoch)
-        return np.resize(order, self._dealt(len(order)))[self._rank :: self._processes]  # may repeat the first ones
+        return np.resize(order, self._shared(len(order)))[self._rank :: self._processes]  # may repeat the first ones
 
-    def _dealt(self, samples: int) -> int:
-        """How many samples all processes read together."""
+    def _shared(self, samples: int) -> int:
+        """Return how many samples all processes read together."""
         if self.drop_last:
             return samples - samples % self._processes
         if self._order is Sequential:
@@ -296,18 +322,18 @@ class Loader(FFCVLoader):
         return -(-samples // self._processes) * self._processes
 
     def _samples(self) -> int:
-        """How many samples a pass reads in this process."""
-        if self._order not in (Sequential, Random, _QuasiRandom):
+        """Return how many samples a pass reads in this process."""
+        if self._order not in (Sequential, Random, QuasiRandomOrder):
             return len(self.first_traversal_order)
         samples = self.reader.num_samples if self._chosen is None else len(self._chosen)
-        return len(range(self._rank, self._dealt(samples), self._processes))
+        return len(range(self._rank, self._shared(samples), self._processes))
 
     def __len__(self) -> int:
         samples = self._samples()
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
     def __iter__(self) -> Pass:
-        _check_threads()
+        check_threads()
         Compiler.num_threads = self.num_workers
         epoch, first = self.next_epoch, self._first_batch
         order = self.next_traversal_order()[first * self.batch_size : len(self) * self.batch_size]
@@ -322,6 +348,7 @@ class Loader(FFCVLoader):
         return Pass(self, order, epoch, first)
 
     def _warn_of_memory(self) -> None:
+        """Warn if the buffers of batches take much of the machine's memory."""
         sample = 0
         for wanted in self.graph.collect_requirements()[0]["operation"].values():
             queries = [wanted] if isinstance(wanted, AllocationQuery) else wanted or ()
@@ -337,151 +364,3 @@ class Loader(FFCVLoader):
                 ResourceWarning,
                 stacklevel=3,
             )
-
-
-class _QuasiRandom(QuasiRandom):
-    """FFCV's quasi-random order, from arrays instead of a set for each page; each sample is on one page."""
-
-    def __init__(self, loader: Loader) -> None:
-        TraversalOrder.__init__(self, loader)
-
-    def sample_order(self, epoch: int) -> np.ndarray:
-        rows, counts = self._pages()
-        order = np.zeros(len(self.indices), np.int64)
-        generate_order_inner(self.seed * 912300 + epoch, rows, counts, order, 2 * self.loader.batch_size)
-        return order
-
-    def _pages(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows on each page, int64 (pages, most rows), and their numbers: new arrays, which FFCV shuffles."""
-        beton = self.loader.reader
-        table = beton.alloc_table[::-1]
-        page_of = np.zeros(beton.num_samples, np.uint32)
-        page_of[table["sample_id"]] = table["ptr"] // np.uint64(beton.page_size)  # of several, the first
-        beton.release_table()
-        rows = np.asarray(self.indices).astype(np.int64)
-        pages, counts = np.unique(page_of[rows], return_counts=True)
-        arranged = np.zeros((len(pages), counts.max()), np.int64)
-        sorted_rows = rows[np.argsort(page_of[rows], kind="stable")]
-        arranged[np.arange(arranged.shape[1]) < counts[:, None]] = sorted_rows
-        return arranged, counts
-
-
-_ORDERS: dict[Any, type[TraversalOrder]] = {
-    OrderOption.SEQUENTIAL: Sequential,
-    OrderOption.RANDOM: Random,
-    OrderOption.QUASI_RANDOM: _QuasiRandom,
-}
-
-
-def _order_class(order: Any) -> Callable[[Loader], TraversalOrder]:
-    if order in _ORDERS:
-        return _ORDERS[order]
-    if isinstance(order, TraversalOrder) or (isinstance(order, type) and issubclass(order, TraversalOrder)):
-        return order  # FFCV calls either with the loader
-    raise ValueError(f"order is one of {', '.join(map(str, _ORDERS))}, or a subclass of TraversalOrder, got {order!r}")
-
-
-def _pipeline_specs(pipelines: Mapping[str, Any], beton: Beton) -> dict[str, PipelineSpec]:
-    """A pipeline for each output, in FFCV's order: the file's fields, then the others.
-
-    They are copies: FFCV moves a decoder out of the list, which would then lack it in the next loader.
-    """
-    specs = {name: PipelineSpec(name) for name in beton.fields if name not in pipelines}
-    for name, spec in pipelines.items():
-        if isinstance(spec, PipelineSpec):
-            specs[name] = PipelineSpec(spec.source, spec.decoder, list(spec.transforms))
-        elif isinstance(spec, Sequence):
-            specs[name] = PipelineSpec(name, None, list(spec))
-        elif spec is not None:
-            raise ValueError(f"pipelines: {name} is a list of operations, a PipelineSpec, or None, got {spec!r}")
-        source = specs[name].source if spec is not None else name
-        if isinstance(source, str) and source not in beton.fields:
-            raise ValueError(f"pipelines: there is no field {source!r}; the fields are {', '.join(beton.fields)}")
-        if spec is not None:
-            _check_operations(name, specs[name], beton)
-    return {name: specs[name] for name in (*beton.fields, *pipelines) if name in specs}
-
-
-_DECODERS = tuple({field.get_decoder_class(field) for field in TYPE_ID_HANDLER.values() if field})
-"""Of FFCV's fields; those of this package are subclasses."""
-
-
-def _check_operations(name: str, spec: PipelineSpec, beton: Beton) -> None:
-    """Raise ValueError unless all are operations, and the one decoder is the first one and of that field."""
-    field = beton.fields[spec.source] if isinstance(spec.source, str) else None
-    decoder = field.get_decoder_class() if field else ()
-    for place, operation in enumerate([*([spec.decoder] if spec.decoder else []), *spec.transforms]):
-        if not isinstance(operation, (Operation, torch.nn.Module)):
-            made = ", not a class" * isinstance(operation, type)
-            raise ValueError(f"pipelines: {name} has operations and torch modules{made}, got {operation!r}")
-        if isinstance(operation, _DECODERS) and (place > 0 or not isinstance(operation, decoder)):
-            of = f", {type(field).__name__}" if field else ""
-            raise ValueError(
-                f"pipelines: {name}: a decoder is the first operation, and for the type of its field{of}; got "
-                f"{type(operation).__name__} in place {place}"
-            )
-
-
-def _checksums(beton: Beton) -> np.ndarray:
-    """The checksums of a file's images, uint64 (samples,)."""
-    path = beton.file_name
-    digests = beton.sidecar.digests() if beton.sidecar else None
-    if digests is None:
-        raise DataError(f"{path}: there are no checksums in {path}.json to compare with: write both anew")
-    if len(beton.images()) != 1:
-        raise DataError(f"{path}: checksums are of one image a sample, it has {len(beton.images())}")
-    return digests
-
-
-def _with_column(metadata: np.ndarray, columns: set[str], values: np.ndarray) -> np.ndarray:
-    """The metadata with a further column of checksums in some of its columns."""
-    kinds = {name: metadata.dtype[name] for name in metadata.dtype.names or ()}
-    for name in columns:
-        parts = {part: kinds[name][part] for part in kinds[name].names or ()}
-        kinds[name] = np.dtype([*parts.items(), (CHECKSUM, np.dtype("<u8"))], align=True)
-    wider = np.empty(len(metadata), np.dtype(list(kinds.items()), align=True))
-    for name in kinds:
-        for part in metadata.dtype[name].names or ():
-            wider[name][part] = metadata[name][part]
-        if not metadata.dtype[name].names:
-            wider[name] = metadata[name]
-    for name in columns:
-        wider[name][CHECKSUM] = values
-    wider.setflags(write=False)
-    return wider
-
-
-def _checked_indices(indices: Sequence[int], samples: int) -> np.ndarray:
-    """As int64 (n,), each of 0 to samples - 1; compiled code would read anywhere in memory."""
-    array = np.asarray(indices)
-    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-        raise ValueError(f"indices are integers, (n,) with n >= 1, got {array.dtype} {array.shape}")
-    outside = array[(array < 0) | (array >= samples)]
-    if len(outside):
-        raise ValueError(f"indices are of 0 to {samples - 1}, the samples of the file, got {outside[0]}")
-    return array.astype(np.int64)
-
-
-def _check_threads() -> None:
-    """Raise RuntimeError where numba's threads would hang, or end the process."""
-    global _home
-    if _home is None:
-        _home = os.getpid()
-    if _home != os.getpid():
-        raise RuntimeError(
-            "this process was forked from one in which numba's threads run, and has none: start it by spawn, "
-            'multiprocessing.get_context("spawn")'
-        )
-    numba.get_num_threads()  # starts them, if they have not been
-    if numba.threading_layer() == "workqueue":
-        raise RuntimeError(
-            "numba's threading layer is workqueue, which ends the process when two loaders run: install tbb, or "
-            "libgomp, or unset NUMBA_THREADING_LAYER"
-        )
-
-
-def _common_seed() -> int:
-    """A seed that process 0 draws for all."""
-    seed = [int(np.random.randint(2**31 - 1))]
-    torch.distributed.broadcast_object_list(seed)
-    return seed[0]

@@ -64,9 +64,9 @@ def verify(path: str, *, full: bool = False, num_workers: int = -1, batch_size: 
         DataError: the tables are damaged or the file cannot be read; see `check_beton`.
 
     Example:
-        >>> result = verify("train.beton", full=True)
-        >>> result.samples, result.damaged
-        (2, [])
+        >>> print(verify("train.beton").summary())
+        train.beton: 2 samples of image, label, 2 classes
+        header, tables and pointers are sound; compared with the sidecar's
     """
     from .data.check import check_beton
 

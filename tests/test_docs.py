@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+import ffcv_cropmix
 from ffcv_cropmix import check_beton
+from ffcv_cropmix.data.convert import convert
+from ffcv_cropmix.data.encode import EncodeOptions
+from ffcv_cropmix.data.images import Source
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/**/*.md")]
@@ -91,6 +97,37 @@ def test_the_recipes_figures_are_those_of_their_files() -> None:
         comment = " ".join(re.findall("^# *(.*)", (ROOT / file).read_text(), re.M))
         assert f"in {epochs} epochs" in comment
         assert f"publishes {top_1} % top-1 in {minutes} minutes on {machine}, with RandomResizedCrop" in comment
+
+
+WITH_EXAMPLES = [path for path in sorted((ROOT / "ffcv_cropmix").rglob("*.py")) if ">>>" in path.read_text()]
+
+
+@pytest.fixture
+def two_images(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with train.beton, a cat and a dog of 8 x 8 px, to run examples in."""
+    folder = tmp_path_factory.mktemp("examples")
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    source = Source(classes=["cat", "dog"], labels=np.array([0, 1]), images=images)
+    convert(source, folder / "train.beton", EncodeOptions(write_mode="raw"), num_workers=1)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=_name)
+def test_examples_of_docstrings_run(path: Path, two_images: Path) -> None:
+    module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    said: list[str] = []
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+        assert "+SKIP" not in (test.docstring or ""), test.name
+        runner.run(test, out=said.append)
+    assert runner.tries > 0
+    assert runner.failures == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", ffcv_cropmix.__all__)
+def test_each_public_name_has_an_example(name: str) -> None:
+    assert any(test.examples for test in doctest.DocTestFinder().find(getattr(ffcv_cropmix, name), name))
 
 
 def test_setuptools_is_a_dependency() -> None:

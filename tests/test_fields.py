@@ -55,7 +55,7 @@ def test_encodes_for_ffcvs_writer() -> None:
     image = np.asarray(Image.fromarray(photo(25)).resize((width, height), Image.Resampling.BOX))
     assert np.abs(decode_dct(memory[0].tobytes(), height, width) - image.astype(int)).mean() < 6
     for wrong in (np.zeros((3, 4), np.uint8), np.zeros((3, 4, 3), np.float32), "x"):
-        with pytest.raises(ValueError, match=r"an image is uint8 \(height, width, 3\), got"):
+        with pytest.raises(ValueError, match=r"an image must be uint8 \(height, width, 3\), got"):
             field.encode(destination, wrong, malloc)
 
 

@@ -250,12 +250,12 @@ def test_filter_keeps_rows_and_guards(betons) -> None:
     [
         ({"lable": [IntDecoder()]}, "there is no field 'lable'; the fields are image, label"),
         ({"image": None, "two": PipelineSpec("lable")}, "there is no field 'lable'; the fields are image, label"),
-        ({"image": 3}, "image is a list of operations, a PipelineSpec, or None, got 3"),
-        ({"image": [CropMixRGBImageDecoder]}, "image has operations and torch modules, not a class, got <class"),
-        ({"label": [IntDecoder(), "x"]}, "label has operations and torch modules, got 'x'"),
+        ({"image": 3}, "image must be a list of operations, a PipelineSpec, or None, got 3"),
+        ({"image": [CropMixRGBImageDecoder]}, "image must have operations and torch modules, not a class, got <class"),
+        ({"label": [IntDecoder(), "x"]}, "label must have operations and torch modules, got 'x'"),
         (
             {"label": [CropMixRGBImageDecoder()]},
-            "label: a decoder is .* its field, IntField; got CropMixRGBImageDecoder in place 0",
+            "label: a decoder must be .* its field, IntField; got CropMixRGBImageDecoder in place 0",
         ),
         ({"image": [IntDecoder()]}, "its field, RGBImageField; got IntDecoder in place 0"),
         ({"image": [CropMixRGBImageDecoder()] * 2}, "image: .*; got CropMixRGBImageDecoder in place 1"),
@@ -280,7 +280,7 @@ def test_an_order_of_ones_own(betons) -> None:
     assert len(loader) == 2
     assert [label for (labels,) in loader for label in labels[:, 0].tolist()] == [4, 4, 9, 9, 2, 2]
     assert [label for (labels,) in loader for label in labels[:, 0].tolist()] == [4, 9, 9, 2, 2]
-    with pytest.raises(ValueError, match=r"order is one of .*, or a subclass of TraversalOrder, got 'random'"):
+    with pytest.raises(ValueError, match=r"order must be one of .*, or a subclass of TraversalOrder, got 'random'"):
         _labels(betons["raw"], ToTensor(), order="random")
 
 
@@ -305,15 +305,15 @@ def test_workers_default_to_the_cores_that_may_be_used(betons, monkeypatch: pyte
     ("options", "message"),
     [
         ({"batch_size": COUNT + 1}, f"batch_size {COUNT + 1} is above its {COUNT} samples"),
-        ({"batch_size": 0}, "batch_size is at least 1, got 0"),
-        ({"batch_size": 4, "batches_ahead": 0}, "batches_ahead is at least 1, got 0"),
-        ({"batch_size": 4, "indices": [3, COUNT]}, f"indices are of 0 to {COUNT - 1}, .* got {COUNT}"),
-        ({"batch_size": 4, "indices": [-1]}, f"indices are of 0 to {COUNT - 1}, .* got -1"),
-        ({"batch_size": 4, "indices": [0.5]}, r"indices are integers, .* got float64 \(1,\)"),
-        ({"batch_size": 4, "indices": [True] * COUNT}, "indices are integers, .* got bool"),
-        ({"batch_size": 4, "indices": [[1, 2]]}, r"indices are integers, .* got int64 \(1, 2\)"),
-        ({"batch_size": 4, "indices": []}, r"indices are integers, .* \(0,\)"),
-        ({"batch_size": 4, "num_workers": 10_000}, "num_workers is at most .*, got 10000"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 4, "batches_ahead": 0}, "batches_ahead must be >= 1, got 0"),
+        ({"batch_size": 4, "indices": [3, COUNT]}, f"indices must be in 0 to {COUNT - 1}, .* got {COUNT}"),
+        ({"batch_size": 4, "indices": [-1]}, f"indices must be in 0 to {COUNT - 1}, .* got -1"),
+        ({"batch_size": 4, "indices": [0.5]}, r"indices must be integers, .* got float64 \(1,\)"),
+        ({"batch_size": 4, "indices": [True] * COUNT}, "indices must be integers, .* got bool"),
+        ({"batch_size": 4, "indices": [[1, 2]]}, r"indices must be integers, .* got int64 \(1, 2\)"),
+        ({"batch_size": 4, "indices": []}, r"indices must be integers, .* \(0,\)"),
+        ({"batch_size": 4, "num_workers": 10_000}, "num_workers must be <= .*, got 10000"),
     ],
 )
 def test_wrong_options_are_named(betons, options: dict, message: str) -> None:

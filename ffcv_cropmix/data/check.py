@@ -21,19 +21,23 @@ from .sidecar import sidecar_path, tables_checksum
 def check_beton(path: str | os.PathLike[str], custom_fields: Mapping[str, type[Field]] = {}) -> Beton:
     """Open a .beton file, check its header, fields, tables, pointers and ranges, and compare them with its sidecar.
 
-    `ffcv_cropmix.Loader` does this whenever it opens a file. The samples' bytes are not read: `verify --full` does.
+    `ffcv_cropmix.Loader` does this whenever it opens a file. The bytes of the samples are not read; `ffcv-cropmix
+    verify --full` reads them too.
 
     Args:
         path: the file.
-        custom_fields: as `ffcv.loader.Loader` takes them, for fields of your own types.
+        custom_fields: fields of your own types by name, as for `ffcv.loader.Loader`.
+
+    Returns:
+        the open file.
 
     Raises:
-        DataError: one line that names the file and what is wrong.
+        DataError: the file is not sound; one line that names it and what is wrong.
 
-    Example::
-
-        beton = check_beton("train.beton")
-        print(beton.num_samples, list(beton.fields))
+    Example:
+        >>> beton = check_beton("train.beton")
+        >>> beton.num_samples, list(beton.fields)
+        (2, ['image', 'label'])
     """
     beton = Beton(path, custom_fields)
     addresses = np.empty(len(beton.alloc_table), np.uint64)
@@ -48,7 +52,7 @@ def check_beton(path: str | os.PathLike[str], custom_fields: Mapping[str, type[F
 
 
 def _first(where: np.ndarray) -> int | None:
-    """The first index that is true."""
+    """Return the first index that is true; None if there is none."""
     found = int(where.argmax()) if len(where) else 0
     return found if where[found : found + 1].any() else None
 
@@ -128,7 +132,7 @@ def _image_problems(name: str, rows: np.ndarray, column: np.ndarray, sizes: np.n
 
 
 def _compare(beton: Beton) -> None:
-    """Raise DataError unless the sidecar is about this file."""
+    """Raise DataError unless the sidecar belongs to this file."""
     sidecar = beton.sidecar
     assert sidecar
     digests = sidecar.digests()
@@ -137,6 +141,6 @@ def _compare(beton: Beton) -> None:
         other |= tables_checksum(beton.tables()) != sidecar.tables_checksum
     if other:
         raise DataError(
-            f"{beton.file_name} is not the file that its sidecar {sidecar_path(beton.file_name)} is about: one of them "
-            "was damaged or replaced; write both anew, or remove the sidecar"
+            f"{beton.file_name} is not the file that its sidecar {sidecar_path(beton.file_name)} describes: one of "
+            "them was damaged or replaced; convert the images again, or remove the sidecar"
         )

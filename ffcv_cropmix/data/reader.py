@@ -30,7 +30,7 @@ from .sidecar import Sidecar, read_sidecar
 
 IMAGE_COLUMNS = ("mode", "width", "height", "data_ptr")
 _CUSTOM = 255
-_BLOCK = 2**16  # rows that are looked at in one go
+_BLOCK = 2**16  # rows examined at a time
 
 
 class Storage(NamedTuple):
@@ -50,7 +50,7 @@ class Storage(NamedTuple):
 
 @jit
 def read_sample(address, storage):
-    """Return the bytes stored at an address of the file, uint8 (n,): a view. Empty if nothing begins there."""
+    """Return the bytes stored at an address of the file as a view, uint8 (n,); empty if nothing begins there."""
     memory, table, order, places, page_bits = storage
     address = np.int64(address)
     low, high = 0, len(table)
@@ -78,19 +78,19 @@ class Beton:
 
     Args:
         path: the file.
-        custom_fields: as `ffcv.loader.Loader` takes them, for fields of your own types.
+        custom_fields: fields of your own types by name, as for `ffcv.loader.Loader`.
 
     Raises:
-        DataError: the file cannot be read, or is cut off or damaged; one line that names it.
+        DataError: the file cannot be read, is cut off or is damaged; one line that names it.
 
-    Example::
-
-        beton = check_beton("train.beton")
-        jpeg = beton.read("image", 0).tobytes()
+    Example:
+        >>> beton = Beton("train.beton")
+        >>> beton.column("label").tolist(), beton.read("image", 0).shape
+        ([0, 1], (192,))
     """
 
     fields: dict[str, Field]
-    """By name, in the file's order"""
+    """The fields by name, in the file's order"""
     metadata: np.ndarray
     """(samples,), read-only, with columns f0, f1, ... for the fields"""
     alloc_table: np.ndarray
@@ -119,9 +119,9 @@ class Beton:
         if version != CURRENT_VERSION:
             self.fail(f"it starts with {version}, files of FFCV 1.0 with {CURRENT_VERSION}")
         if page_size < 1 or page_size & (page_size - 1):
-            self.fail(f"its pages have {page_size} bytes, no power of two")
+            self.fail(f"its pages have {page_size} bytes, not a power of two")
         if table_start == 0:
-            self.fail("its writer was interrupted before it was whole")
+            self.fail("its writer was interrupted before it was complete")
         if not 1 <= number <= (size - HeaderType.itemsize) // FieldDescType.itemsize:
             self.fail(f"{number} fields do not fit into its {size} bytes")
         self.num_fields, self.page_size, self.num_samples = number, page_size, samples
@@ -140,7 +140,7 @@ class Beton:
             self.fail(f"its allocation table is at {table_start} of {size} bytes: it was cut off, or is damaged")
         entries, rest = divmod(size - table_start, ALLOC_TABLE_TYPE.itemsize)
         if rest:
-            self.fail("it ends amid its allocation table: it was cut off")
+            self.fail("it ends within its allocation table: it was cut off")
         self.alloc_table = self._array(_packed(ALLOC_TABLE_TYPE), entries, table_start)
         self.sidecar = read_sidecar(path)
         self._order: np.ndarray | None = None
@@ -148,7 +148,7 @@ class Beton:
 
     @property
     def handlers(self) -> dict[str, Field]:
-        """`fields`, by the name that FFCV's reader has for them."""
+        """The fields, under the name that FFCV's reader uses."""
         return self.fields
 
     @property
@@ -164,19 +164,19 @@ class Beton:
         return self._order
 
     def fail(self, what: str) -> NoReturn:
-        """Raise DataError that names the file."""
+        """Raise a DataError that names the file."""
         raise DataError(f"{self.file_name} is not a sound .beton file: {what}")
 
     def column(self, name: str) -> np.ndarray:
-        """The metadata of a field, (samples,)."""
+        """Return the metadata of a field, (samples,)."""
         return self.metadata[f"f{self.field_names.index(name)}"]
 
     def images(self) -> list[str]:
-        """The names of the fields that hold images."""
+        """Return the names of the fields that hold images."""
         return [name for name in self.fields if self.column(name).dtype.names == IMAGE_COLUMNS]
 
     def pointers(self, name: str) -> np.ndarray | None:
-        """Where the values of a field begin in the file, uint64 (samples,); None if they are in the metadata."""
+        """Return the addresses of a field's values, uint64 (samples,); None if the values are in the metadata."""
         column = self.column(name)
         for pointer in ("data_ptr", "ptr"):
             if pointer in (column.dtype.names or ()):
@@ -184,7 +184,7 @@ class Beton:
         return column if isinstance(self.fields[name], (NDArrayField, TorchTensorField)) else None
 
     def storage(self) -> Storage:
-        """The mapped file, for `read_sample`."""
+        """Return the mapped file as `read_sample` takes it."""
         none = np.empty(0, np.int64)
         return Storage(np.frombuffer(self._file, np.uint8), self.alloc_table, self.order, _frozen(none), 0)
 
@@ -200,20 +200,20 @@ class Beton:
         return read_sample(pointers[row], self.storage())
 
     def tables(self) -> Iterator[memoryview]:
-        """Everything in the file but the samples' bytes, in blocks: for `tables_checksum`."""
+        """Yield everything in the file but the bytes of the samples, in blocks, for `tables_checksum`."""
         for start, end in ((0, self.data_start), (self.data_end, len(self._file))):
             for begin in range(start, end, 2**20):
                 yield memoryview(self._file)[begin : min(end, begin + 2**20)]
         self.release_table()
 
     def release_table(self) -> None:
-        """Take the allocation table out of this process's memory; it is mapped again where it is read."""
+        """Release the memory of the allocation table; reading it maps it again."""
         start = self.data_end // mmap.PAGESIZE * mmap.PAGESIZE
         if start < len(self._file):
             self._file.madvise(mmap.MADV_DONTNEED, start, len(self._file) - start)
 
     def blocks(self, count: int) -> Iterator[slice]:
-        """Yield slices of so many rows; after each, take the allocation table out of memory."""
+        """Yield slices that cover `count` rows; after each, release the memory of the allocation table."""
         for start in range(0, count, _BLOCK):
             yield slice(start, min(start + _BLOCK, count))
             self.release_table()
@@ -251,9 +251,9 @@ class Beton:
 
 
 def _packed(kind: np.dtype) -> np.dtype:
-    """The same layout, declared as unaligned: a file's tables begin at any address.
+    """Return the same layout declared as unaligned, because a file's tables begin at any address.
 
-    One type for all files, so that what reads them is compiled once.
+    With one type for all files, the code that reads them is compiled once.
     """
     if kind.names is None:
         return kind
@@ -263,7 +263,7 @@ def _packed(kind: np.dtype) -> np.dtype:
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
-    """Read-only, as mapped arrays are: of the same type in compiled code."""
+    """Make an array read-only like mapped arrays, so that compiled code sees the same type."""
     array.setflags(write=False)
     return array
 

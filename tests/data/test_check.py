@@ -73,10 +73,10 @@ FAULTS: dict[str, tuple[Callable[[Content], bytes | None], str]] = {
     "a text": (lambda content: b"image,label\n" * 99, "it starts with 28009, files of FFCV 1.0 with 2"),
     "short": (lambda content: bytes(content.data[:20]), "it has 20 bytes, too few for a header"),
     "version": (_set("header", "version", 1), "it starts with 1, files of FFCV 1.0 with 2"),
-    "page size 0": (_set("header", "page_size", 0), "its pages have 0 bytes, no power of two"),
-    "page size": (_set("header", "page_size", 2**21 + 1), "its pages have 2097153 bytes, no power of two"),
+    "page size 0": (_set("header", "page_size", 0), "its pages have 0 bytes, not a power of two"),
+    "page size": (_set("header", "page_size", 2**21 + 1), "its pages have 2097153 bytes, not a power of two"),
     "small pages": (_set("header", "page_size", 2**10), "does not lie in one page: the page size, 1024, is damaged"),
-    "interrupted": (_set("header", "alloc_table_ptr", 0), "its writer was interrupted before it was whole"),
+    "interrupted": (_set("header", "alloc_table_ptr", 0), "its writer was interrupted before it was complete"),
     "no fields": (_set("header", "num_fields", 0), "0 fields do not fit into its"),
     "many fields": (_set("header", "num_fields", 2**16 - 1), "65535 fields do not fit into its"),
     "a field less": (_set("header", "num_fields", 1), "sample 0 has no image in its allocation table"),
@@ -91,7 +91,7 @@ FAULTS: dict[str, tuple[Callable[[Content], bytes | None], str]] = {
     "table beyond": (_set("header", "alloc_table_ptr", 2**60), "its allocation table is at 1152921504606846976 of"),
     "table in metadata": (_set("header", "alloc_table_ptr", 2200), "its allocation table is at 2200 of"),
     "half": (_end(lambda size, table: size // 2), "it was cut off, or is damaged"),
-    "in its table": (_end(lambda size, table: size - 10), "it ends amid its allocation table: it was cut off"),
+    "in its table": (_end(lambda size, table: size - 10), "it ends within its allocation table: it was cut off"),
     "a row less": (_end(lambda size, table: size - 24), "has no image in its allocation table"),
     "no table": (_end(lambda size, table: table), "sample 0 has no image in its allocation table"),
     "mode": (_set("image", "mode", 7), "the image of sample 11 is of mode 7, neither jpg nor raw"),
@@ -156,7 +156,7 @@ def test_other_files_than_the_sidecars(betons, sealed, tmp_path: Path) -> None:
     path.write_bytes(content.data)
     check_beton(path)
     shutil.copy(f"{sealed['jpg']}.json", f"{path}.json")
-    with pytest.raises(DataError, match=r"x.beton is not the file that its sidecar .*x.beton.json is about"):
+    with pytest.raises(DataError, match=r"x.beton is not the file that its sidecar .*x.beton.json describes"):
         check_beton(path)
     Path(f"{path}.json").write_text(
         '{"dataset": "d", "split": "s", "classes": ["a"], "counts": [1], "checksums": "AA=="}'
