@@ -229,6 +229,15 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
     Raises:
         ValueError: an option is out of range; names it and the value.
         DecodeError: while iterating, see `on_error`.
+
+    Example:
+        >>> from ffcv.transforms import ToTensor, ToTorchImage
+        >>> from ffcv_cropmix import Loader
+        >>> decoder = CropMixRGBImageDecoder((4, 4), number=(2, 3, 4), inter_aug=True)
+        >>> pipelines = {"image": [decoder, ToTensor(), ToTorchImage()], "label": None}
+        >>> for (images,) in Loader("train.beton", batch_size=2, num_workers=1, pipelines=pipelines):
+        ...     print(images.dtype, images.shape)
+        torch.uint8 torch.Size([2, 3, 4, 4])
     """
 
     _sample_layers = staticmethod(sample_cropmix)
@@ -279,6 +288,14 @@ class CenterCropRGBImageDecoder(_OneImageDecoder):
 
     Raises:
         ValueError, DecodeError: as `CropMixRGBImageDecoder` does.
+
+    Example:
+        >>> from ffcv.transforms import ToTensor
+        >>> from ffcv_cropmix import Loader
+        >>> pipelines = {"image": [CenterCropRGBImageDecoder((4, 4), ratio=224 / 256), ToTensor()], "label": None}
+        >>> for (images,) in Loader("train.beton", batch_size=2, num_workers=1, pipelines=pipelines):
+        ...     print(images.shape)
+        torch.Size([2, 4, 4, 3])
     """
 
     _sample_layers = staticmethod(_sample_center_crop)

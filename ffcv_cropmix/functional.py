@@ -65,6 +65,13 @@ def cropmix(
 
     Raises:
         ValueError: the image is not uint8 (height, width, 3), a crop leaves it, or a size is below 1.
+
+    Example:
+        >>> from ffcv_cropmix.plan import sample_plan
+        >>> image = np.full((375, 500, 3), 7, np.uint8)
+        >>> mixed = cropmix(image, sample_plan(375, 500, output_size=(4, 4)), (4, 4))
+        >>> mixed.shape, mixed.dtype, int(mixed.min()), int(mixed.max())
+        ((4, 4, 3), dtype('uint8'), 7, 7)
     """
     image = np.ascontiguousarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:

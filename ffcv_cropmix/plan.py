@@ -30,6 +30,15 @@ class MixPlan:
 
     Crops are mixed in the order given: the composite starts as the first crop; step k mixes crop k + 1 into it.
     With composite a and next crop b, mixup makes lam * a + (1 - lam) * b; cutmix pastes the box of one into the other.
+
+    Example:
+        >>> plan = MixPlan(crops=[(0, 0, 8, 8), (2, 2, 4, 4)], lams=[0.75])
+        >>> plan.operation, len(plan.crops)
+        ('mixup', 2)
+        >>> MixPlan(crops=[(0, 0, 8, 8), (2, 2, 4, 4)])
+        Traceback (most recent call last):
+            ...
+        ValueError: lams: mixup of 2 crops takes 1, got 0
     """
 
     crops: Sequence[Box]
@@ -220,6 +229,13 @@ def sample_plan(
 
     Returns:
         A function of the arguments alone: equal arguments, equal plan.
+
+    Example:
+        >>> plan = sample_plan(375, 500, number=(2, 3), seed=1, epoch=4, index=7)
+        >>> plan == sample_plan(375, 500, number=(2, 3), seed=1, epoch=4, index=7)
+        True
+        >>> len(plan.lams) == len(plan.crops) - 1
+        True
     """
     height, width = check_size("the image", (height, width))
     output_height, output_width = check_size("output_size", output_size)

@@ -39,7 +39,12 @@ def _by_views(images: tuple[np.ndarray, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view of a `MultiViewRGBImageDecoder`: a CropMix, or with number=1, the default, a RandomResizedCrop."""
+    """One view of a `MultiViewRGBImageDecoder`: a CropMix, or with number=1, the default, a RandomResizedCrop.
+
+    Example:
+        >>> ViewSpec((96, 96), scale=(0.05, 0.14), flip_probability=0.5).output_size
+        (96, 96)
+    """
 
     output_size: tuple[int, int] = (224, 224)
     """(height, width), px."""
@@ -82,6 +87,14 @@ class MultiViewRGBImageDecoder(LayersRGBImageDecoder):
     Raises:
         ValueError: an option is out of range; names it and the value.
         DecodeError: while iterating, see `on_error`.
+
+    Example:
+        >>> from ffcv_cropmix import Loader
+        >>> decoder = MultiViewRGBImageDecoder([ViewSpec((8, 8)), ViewSpec((4, 4), number=2)])
+        >>> pipelines = {"image": [decoder, ToTorchViews("cpu")], "label": None}
+        >>> for (views,) in Loader("train.beton", batch_size=2, num_workers=1, pipelines=pipelines):
+        ...     print([tuple(view.shape) for view in views])
+        [(2, 3, 8, 8), (2, 3, 4, 4)]
     """
 
     _sample_layers = staticmethod(sample_cropmix)
@@ -154,6 +167,18 @@ class SelectView(FFCVOperation):
 
     Raises:
         ValueError: when a loader is made; there is no such view.
+
+    Example:
+        >>> from ffcv.pipeline import PipelineSpec
+        >>> from ffcv.transforms import ToTensor
+        >>> from ffcv_cropmix import Loader
+        >>> decoder = MultiViewRGBImageDecoder([ViewSpec((8, 8)), ViewSpec((4, 4), number=2)])
+        >>> large = PipelineSpec("image", decoder, transforms=[SelectView(0), ToTensor()])
+        >>> small = PipelineSpec(decoder, transforms=[SelectView(1), ToTensor()])
+        >>> pipelines = {"image": None, "label": None, "large": large, "small": small}
+        >>> for large, small in Loader("train.beton", batch_size=2, num_workers=1, pipelines=pipelines):
+        ...     print(large.shape, small.shape)
+        torch.Size([2, 8, 8, 3]) torch.Size([2, 4, 4, 3])
     """
 
     def __init__(self, view: int) -> None:
@@ -191,6 +216,10 @@ class ToTorchViews(FFCVOperation):
 
     Raises:
         ValueError: when a loader is made; there is no such view.
+
+    Example:
+        >>> decoder = MultiViewRGBImageDecoder([ViewSpec((8, 8)), ViewSpec((4, 4), number=2)])
+        >>> second_on_gpu = {"image": [decoder, ToTorchViews("cuda:0", views=[1])], "label": None}
     """
 
     def __init__(
