@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS := benchmarks/results/throughput.json
 export PYTHON
 
-.PHONY: demo examples test lint bench clean
+.PHONY: demo examples test lint bench docs wheels clean
 
 demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and draw the crops
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,12 @@ bench: $(VENV)/.bench  ## measure against FFCV and others, and rewrite tables an
 	$(BIN)/python benchmarks/throughput.py $(if $(BETON),--beton $(BETON)) $(if $(PHOTOS),--data_dir "$(PHOTOS)") $(if $(DESCRIPTION),--description "$(DESCRIPTION)") --json $(RESULTS)
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 
+docs: $(VENV)/.docs  ## build the documentation site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheels:  ## build wheels for machines without a compiler, OpenCV or root; ALL=1 adds those of all that they need
+	scripts/build_wheels.sh wheels
+
 # A stamp tells which extra is installed, from which versions.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	sh scripts/system_packages.sh
@@ -37,4 +43,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build wheels *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
@@ -51,8 +52,11 @@ def main() -> None:
         return
     if name not in COMMANDS:
         usage_error(f"there is no command {name}{closest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
-    command = import_module(f".{COMMANDS[name][0]}", __package__).main
-    run_program(partial(command, arguments, prog=f"{prog} {name}"))
+    run_program(partial(_run, COMMANDS[name][0], arguments, f"{prog} {name}"))
+
+
+def _run(module: str, arguments: Sequence[str], prog: str) -> None:
+    import_module(f".{module}", __package__).main(arguments, prog=prog)
 
 
 if __name__ == "__main__":

@@ -284,10 +284,12 @@ class CenterCropRGBImageDecoder(_OneImageDecoder):
     Args:
         output_size: (height, width) of the images, px.
         ratio: side of the square as a share of the image's shorter side, in (0, 1].
-        interpolation, on_error: as `CropMixRGBImageDecoder` has them.
+        interpolation: as for `CropMixRGBImageDecoder`.
+        on_error: as for `CropMixRGBImageDecoder`.
 
     Raises:
-        ValueError, DecodeError: as `CropMixRGBImageDecoder` does.
+        ValueError: an option is out of range; names it and the value.
+        DecodeError: while iterating, see `on_error`.
 
     Example:
         >>> from ffcv.transforms import ToTensor

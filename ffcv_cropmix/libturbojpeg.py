@@ -14,12 +14,27 @@ from importlib.util import find_spec
 import numpy as np
 
 from .ctypes_functions import declare
+from .errors import DataError
 
-_ffcv = find_spec("ffcv")
-_extension = PathFinder.find_spec("_libffcv", _ffcv.submodule_search_locations) if _ffcv else None
-if _extension is None or _extension.origin is None:
-    raise ImportError("ffcv is not installed, or has no extension module _libffcv")
-_library = ctypes.CDLL(_extension.origin)
+_INSTALL = "docs/install.md says how to install it"
+
+
+def _open() -> ctypes.CDLL:
+    package = find_spec("ffcv")
+    if package is None:
+        raise DataError(f"ffcv is not installed: {_INSTALL}")
+    extension = PathFinder.find_spec("_libffcv", package.submodule_search_locations)
+    if extension is None or extension.origin is None:
+        places = ", ".join(package.submodule_search_locations or [])
+        raise DataError(f"{places}: this ffcv was not compiled for this Python, it has no module _libffcv: {_INSTALL}")
+    try:
+        return ctypes.CDLL(extension.origin)
+    except OSError as error:
+        message = f"{extension.origin} does not load, ffcv has to be compiled again: {error}; {_INSTALL}"
+        raise DataError(message) from None
+
+
+_library = _open()
 _ADDRESS, _INT, _SIZE = ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64
 
 

@@ -219,10 +219,12 @@ def sample_plan(
     """Sample the plan that the decoder uses for one sample in one epoch.
 
     Args:
-        height, width: of the image, px.
+        height: of the image, px.
+        width: of the image, px.
         output_size: (height, width) of the mixed image, px; cutmix boxes refer to it.
         seed: of the decoder, 0 to 2**64 - 1.
-        epoch, index: of the pass, and of the sample (its row in the .beton), 0 to 2**32 - 1.
+        epoch: number of the pass, 0 to 2**32 - 1.
+        index: the sample's row in the .beton, 0 to 2**32 - 1.
         view: of a MultiViewRGBImageDecoder, from 0; a decoder of one image has view 0.
         **options: scale, number, operation, mix_ratio, inter_aug, ratio, flip_probability, with the decoder's
             meanings and defaults (`sampling_options`).

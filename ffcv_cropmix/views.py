@@ -81,8 +81,9 @@ class MultiViewRGBImageDecoder(LayersRGBImageDecoder):
     Args:
         views: at least one. `number`, `flip_probability` and all else may differ.
         seed: 0 to 2**64 - 1.
-        interpolation, on_error, decode: as `CropMixRGBImageDecoder` has them, for all views; a damaged sample is zeros
-            in all.
+        interpolation: of all views, as for `CropMixRGBImageDecoder`.
+        on_error: as for `CropMixRGBImageDecoder`; a damaged sample becomes zeros in all views.
+        decode: as for `CropMixRGBImageDecoder`.
 
     Raises:
         ValueError: an option is out of range; names it and the value.

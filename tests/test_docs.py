@@ -27,7 +27,12 @@ from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/**/*.md")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+    *ROOT.glob("examples/**/*.md"),
+]
 
 RUN = {"sh", "python"}
 """Languages of the blocks that are run, all those of a page in one folder, one after the other"""
@@ -79,6 +84,21 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_languages_of_blocks(document: Path) -> None:
     assert {block.language for block in _blocks(document)} <= RUN | SHOWN
+
+
+def test_the_site_is_built(tmp_path: Path) -> None:
+    """Strictly: a page that is not in the navigation, a broken link and a name without docstring are errors."""
+    repository = "https://example.org/repository"
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "REPOSITORY_URL": repository, "NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    assert f'href="{repository}/blob/HEAD/train_imagenet.py"' in (tmp_path / "ffcv-imagenet/index.html").read_text()
+    assert 'href="../../views/"' in (tmp_path / "examples/contrastive/index.html").read_text()
+    assert 'href="install/' in (tmp_path / "index.html").read_text()
+    assert "mix_ratio" in (tmp_path / "api/decoders/index.html").read_text()
 
 
 def test_make_has_the_targets() -> None:

