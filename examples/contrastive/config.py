@@ -1,6 +1,7 @@
 """The options of pre-training and of the linear evaluation.
 
-Sections that have the names of the trainer's are the trainer's. Without torch: a wrong option is answered at once.
+The sections model, data, logging and dist are those of train_imagenet.py. This module imports neither torch nor FFCV,
+so that a wrong option is reported at once.
 """
 
 from __future__ import annotations
@@ -12,21 +13,14 @@ from dataclasses import dataclass
 from ffcv_cropmix.options import Switch, parse_options, require
 from ffcv_cropmix.training.config import DataConfig, DistConfig, LoggingConfig, ModelConfig
 
-MAY_DIFFER = frozenset(["resume", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu", "logging"])
+_MAY_DIFFER = frozenset(["resume", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu", "logging"])
+_REMOVED = frozenset(["cropmix.number", "cropmix.operation"])  # options of 0.1.0 that had one legal value
 
 
 @dataclass(kw_only=True, slots=True)
 class QueryConfig:
     enabled: Switch = 1
-    """The query is a mix of two crops, of 20 to 60 % and 60 to 100 % of the image; 0: one of 20 to 100 %, as the key"""
-    number: int = 2
-    """Crops of the query"""
-    operation: str = "one-way cutmix"
-    """Each is augmented on its own; then a box of the larger one is pasted into the smaller one"""
-
-    def __post_init__(self) -> None:
-        require(self.number == 2, "cropmix.number", "2", self.number)
-        require(self.operation == "one-way cutmix", "cropmix.operation", "one-way cutmix", self.operation)
+    """1: the query is a one-way cutmix of two crops, of 20 to 60 % and 60 to 100 % of the image; 0: it is one crop"""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,31 +28,31 @@ class MoCoConfig:
     resolution: int = 224
     """Side of the images, px"""
     global_batch_size: int = 256
-    """Images a step, of all processes together"""
+    """Images per optimizer step, over all processes"""
     epochs: int = 100
     """Passes over the training set"""
     lr: float = 0.03
-    """Of the first step; it falls to 0 as half a cosine"""
+    """Initial learning rate; half a cosine to 0"""
     momentum: float = 0.9
-    """SGD's"""
+    """Momentum of SGD"""
     weight_decay: float = 1e-4
-    """L2 penalty, on all parameters"""
+    """L2 penalty on all parameters"""
     queue: int = 65536
-    """Keys that a query is compared with"""
+    """Number of keys that a query is compared with"""
     key_momentum: float = 0.999
-    """Of the average of the weights that encodes the keys"""
+    """Momentum of the moving average of the weights that encodes the keys"""
     temperature: float = 0.2
-    """Of the contrastive loss"""
+    """Temperature of the contrastive loss"""
     neighbors: int = 200
-    """Of a validation image, that vote for its class, by cosine similarity"""
+    """Number of nearest training images, by cosine similarity, that vote for the class of a validation image"""
     known: int = 20000
-    """Training images that are asked, at most"""
+    """Largest number of training images among which neighbours are searched"""
     precision: str | None = None
-    """bf16 or fp32; null: bf16 on a GPU"""
+    """bf16 or fp32; null: bf16 on a GPU, fp32 on the CPU"""
     distributed: Switch = 0
-    """Start dist.world_size processes on this machine; torchrun does the same without it"""
+    """Start dist.world_size processes on this machine; not needed under torchrun"""
     seed: int = 0
-    """Of weights, order and augmentation"""
+    """Seed of initial weights, order and augmentation"""
 
     def __post_init__(self) -> None:
         for name in ("resolution", "global_batch_size", "epochs", "queue", "neighbors", "known"):
@@ -71,22 +65,30 @@ class MoCoConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PretrainConfig:
-    """Everything that pre-training depends on. Sections that it shares with train_imagenet.py are the same."""
+    """All options of a pre-training."""
+
+    may_differ = _MAY_DIFFER | _REMOVED
 
     model: ModelConfig
-    """The network"""
+    """Network"""
     data: DataConfig
-    """Where images come from; labels are for the validation only"""
+    """Datasets and their loading; labels are used by the validation only"""
     cropmix: QueryConfig
-    """The query"""
+    """Query"""
     training: MoCoConfig
     """Optimisation"""
     logging: LoggingConfig
-    """What the run leaves behind"""
+    """Files of the run"""
     dist: DistConfig
-    """Several processes"""
+    """Processes"""
     resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+    """auto: resume from logging.folder's checkpoint.pt, if it exists; or the path of a checkpoint; null: a new run"""
+
+    @property
+    def label(self) -> dict[str, str]:
+        """The model and the augmentation in short texts, for tables and plots."""
+        query = "CropMix 2 one-way cutmix" if self.cropmix.enabled else "RandomResizedCrop"
+        return {"model": self.model.arch, "augmentation": query}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,13 +96,13 @@ class ClassifierConfig:
     resolution: int = 224
     """Side of the images, px"""
     global_batch_size: int = 256
-    """Images a step, of all processes together"""
+    """Images per optimizer step, over all processes"""
     epochs: int = 100
     """Passes over the training set"""
     lr: float = 30
-    """Of the first epochs; times 0.1 at 60 % and at 80 % of them"""
+    """Initial learning rate; times 0.1 after 60 % and 80 % of the epochs"""
     seed: int = 0
-    """Of order and augmentation"""
+    """Seed of order and augmentation"""
 
     def __post_init__(self) -> None:
         for name in ("resolution", "global_batch_size", "epochs"):
@@ -110,30 +112,37 @@ class ClassifierConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LinearConfig:
-    """Everything that a linear evaluation depends on."""
+    """All options of a linear evaluation."""
+
+    may_differ = _MAY_DIFFER
 
     weights: str
-    """The backbone's, as pretrain.py leaves them"""
+    """Weights of the backbone: final_weights.pt of pretrain.py, or a MoCo checkpoint"""
     model: ModelConfig
-    """The network"""
+    """Network"""
     data: DataConfig
-    """Where images come from"""
+    """Datasets and their loading"""
     training: ClassifierConfig
     """Optimisation"""
     logging: LoggingConfig
-    """What the run leaves behind"""
+    """Files of the run"""
     resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+    """auto: resume from logging.folder's checkpoint.pt, if it exists; or the path of a checkpoint; null: a new run"""
+
+    @property
+    def label(self) -> dict[str, str]:
+        """The model and the augmentation in short texts, for tables and plots."""
+        return {"model": self.model.arch, "augmentation": "RandomResizedCrop"}
 
 
 def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainConfig:
-    """See `parse_options`."""
+    """Parse the options of the command line; see `parse_options`."""
     description = "MoCo v2 with CropMix on .beton files."
     program = "python -m examples.contrastive.pretrain"
     return parse_options(PretrainConfig, arguments, prog=program, description=description)
 
 
 def parse_linear(arguments: Sequence[str] | None = None) -> LinearConfig:
-    """See `parse_options`."""
+    """Parse the options of the command line; see `parse_options`."""
     description = "Linear evaluation of a pre-trained backbone."
     return parse_options(LinearConfig, arguments, prog="python -m examples.contrastive.linear", description=description)

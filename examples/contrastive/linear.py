@@ -1,95 +1,25 @@
-"""Linear evaluation: a classifier on the features of a backbone that stays as it is.
+"""Train a linear classifier on the features of a frozen backbone.
 
 python -m examples.contrastive.linear --weights=runs/moco/final_weights.pt \
     --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/moco_linear
+
+All options: --help, or examples/contrastive/config.py. The training loop is in linear_evaluation.py.
 """
 
 from __future__ import annotations
 
-from .config import MAY_DIFFER, LinearConfig, parse_linear
-
-if __name__ == "__main__":
-    CONFIG = parse_linear()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
-
-import sys
-from dataclasses import asdict
-from pathlib import Path
-
-import torch
-from torch import nn
-
-from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
 from ffcv_cropmix.errors import run_program
-from ffcv_cropmix.evaluation.accuracy import evaluate
-from ffcv_cropmix.evaluation.weights import load_weights, read_weights
-from ffcv_cropmix.training.datasets import check_datasets
-from ffcv_cropmix.training.distributed import deal_step, join
-from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
-from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_sgd, mixed_precision
-from ffcv_cropmix.training.run import Run
 
-from .pretrain import create_backbone
+from .config import parse_linear
 
 
-def train(config: LinearConfig) -> None:
-    """Train the classifier as `config` says, and print its accuracy."""
-    training = config.training
-    processes = join(config.data.gpu)
-    device = processes.device
-    torch.manual_seed(training.seed)
-    data = check_datasets(config.data.train_dataset, config.data.val_dataset)
-    classes, images_to_train = data.num_classes, data.train_images
-    whole = training.global_batch_size
-    batch_size, _ = deal_step(whole, whole, images=images_to_train, processes=processes)
-    backbone = create_backbone(config.model)
-    weights = read_weights(Path(config.weights))
-    load_weights(backbone, weights, config.model.arch, without=("fc.",))  # a head of the pre-training
-    for note in weights.notes:
-        print(note, file=sys.stderr)
-    features = NormalizedModel(backbone).requires_grad_(False).to(device).eval()
-    classifier = nn.Linear(backbone.inplanes, classes).to(device)
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
-    trained = processes.wrap(classifier)
-    optimizer = create_sgd(classifier.parameters(), training.lr, momentum=0.9)
+def main() -> None:
+    """Parse the command line and run."""
+    config = parse_linear()
+    from .linear_evaluation import train  # imports torch and FFCV: takes seconds, so options are checked first
 
-    side = (training.resolution,) * 2
-    decoder = CropMixRGBImageDecoder(side, scale=0.08, number=1, flip_probability=0.5, seed=training.seed)
-    fields = pipelines(decoder, device)
-    loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
-    center, numbers = CenterCropRGBImageDecoder(side), data.val_numbers
-    validation = validation_loader(config.data, center, batch_size=256, processes=processes, numbers=numbers)
-    run = Run(
-        Path(config.logging.folder),
-        asdict(config),
-        epochs=training.epochs,
-        seed=training.seed,
-        processes=processes,
-        loader=loader,
-        state={"model": classifier, "optimizer": optimizer},
-        resume=config.resume,
-        may_differ=MAY_DIFFER,
-        tensorboard=bool(config.logging.tensorboard),
-    )
-    for _ in run.epochs():
-        for _ in run.steps():
-            drops = sum(run.position >= share * training.epochs for share in (0.6, 0.8))
-            run.set_lr(optimizer, training.lr * 0.1**drops)
-            images, labels = run.next_batch()
-            with mixed_precision(device, choose_precision(None, device)):
-                loss = nn.functional.cross_entropy(trained(features(images)), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            run.add_loss(loss)
-        batches = processes.show(validation, "validation")
-        with mixed_precision(device, choose_precision(None, device)):
-            result = evaluate(nn.Sequential(features, classifier), batches, num_classes=classes, flip_tta=False)
-        run.end_epoch(**result.entries())
-    if run.log:
-        run.log.save_weights(classifier)
-        print(f"linear top-1 {run.log.records[-1]['top_1']:.2f} %")
+    train(config)
 
 
 if __name__ == "__main__":
-    run_program(lambda: train(CONFIG))
+    run_program(main)

@@ -1,4 +1,4 @@
-"""What MoCo's networks see: each view augmented on its own, on the device, and one-way cutmix of two of them."""
+"""Augmentation of views on the device, and one-way cutmix of two views."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 
 class Augment(nn.Module):
-    """MoCo v2's colours and blur, drawn for each image: uint8 (N, 3, H, W) to float32 in [0, 1].
+    """Apply MoCo v2's colour jitter and blur to each image on its own: uint8 (N, 3, H, W) to float32 in [0, 1].
 
-    Colour jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, gray with 0.2, Gaussian blur of 0.1 to 2 px with 0.5. Crops
-    and mirroring are the decoder's. Source: Chen et al. 2020, arXiv 2003.04297; SimCLR's, with a weaker jitter.
+    Colour jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grayscale with 0.2, Gaussian blur of 0.1 to 2 px with 0.5.
+    Cropping and flipping are the decoder's work. Source: Chen et al. 2020, arXiv 2003.04297: SimCLR's augmentation
+    with a weaker jitter.
 
     Args:
-        side: of the images, px: the blur's kernel is a tenth of it.
+        side: Side of the images, px. The kernel of the blur is a tenth of it.
     """
 
     def __init__(self, side: int) -> None:
@@ -33,13 +34,17 @@ class Augment(nn.Module):
 
 
 def paste_boxes(images: Tensor, others: Tensor) -> Tensor:
-    """One-way cutmix: a box of each of `others` replaces what is there in its image, in place; returns `images`.
+    """Paste a box of each of `others` into its image, in place: one-way cutmix.
 
-    The box's sides are sqrt(1 - u) of the image's, u uniform in (0, 1), its centre is uniform, and it is clipped: as
-    in CropMix (arXiv 2205.15955), without the coin that decides which of the two it is pasted into.
+    The sides of the box are sqrt(1 - u) of the image's, with u uniform in (0, 1). Its centre is uniform, and it is
+    clipped. This is the cutmix of CropMix (arXiv 2205.15955) without the coin flip for the direction.
 
     Args:
-        images, others: (N, 3, H, W).
+        images: float (N, 3, H, W), changed in place.
+        others: float (N, 3, H, W).
+
+    Returns:
+        `images`.
     """
     count, _, height, width = images.shape
     u, row, column = torch.rand(3, count, 1, 1, 1, device=images.device)

@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning share: the learning rate and the decoder."""
+"""The learning rate and the decoder of both pre-training and fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from ffcv_cropmix.training import schedules
 from .config import FinetuneConfig, ModelConfig, PretrainConfig, TrainingConfig
 
 
-def cosine_lr(training: TrainingConfig, images: int) -> Callable[[float], float]:
-    """The learning rate as a function of the epochs done, with fractions: a line up, then half a cosine down to 0.
+def lr_schedule(training: TrainingConfig, global_batch_size: int) -> Callable[[float], float]:
+    """Create the learning rate schedule: a linear warm-up, then half a cosine to 0.
 
     Args:
-        images: of a step.
+        training: Options; the peak is `blr` times the global batch size / 256.
+        global_batch_size: Images per optimizer step, over all processes.
+
+    Returns:
+        A function from the epochs done, with fractions, to the learning rate of a step.
     """
-    peak = training.blr * images / 256
-    return partial(schedules.cosine_lr, lr=peak, warmup_epochs=training.warmup_epochs, epochs=training.epochs)
+    peak = training.blr * global_batch_size / 256
+    return partial(schedules.cosine_lr, lr=peak, peak_epoch=training.warmup_epochs, epochs=training.epochs)
 
 
 def create_decoder(config: PretrainConfig | FinetuneConfig, model: ModelConfig) -> CropMixRGBImageDecoder:
-    """CropMix, or the plain RandomResizedCrop from the same kernels; bicubic, as in the paper."""
+    """Create the training decoder: CropMix or a plain RandomResizedCrop, bicubic as in the paper."""
     return CropMixRGBImageDecoder(
         (model.resolution, model.resolution),
         scale=config.cropmix.scale,

@@ -1,6 +1,6 @@
-"""The options of pretrain.py and finetune.py; sections that both trainers share are those of train_imagenet.py.
+"""The options of pretrain.py and finetune.py; the sections data, validation and logging are train_imagenet.py's.
 
-Imports neither torch nor FFCV: a wrong option is answered at once.
+This module imports neither torch nor FFCV, so that a wrong option is reported at once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ffcv_cropmix.options import Switch, parse_options, require
 from ffcv_cropmix.training import config as trainer
@@ -22,21 +22,21 @@ class ModelConfig:
     patch_size: int = 16
     """Side of a patch, px"""
     width: int = 768
-    """Of the encoder's tokens"""
+    """Width of the encoder"""
     depth: int = 12
-    """Blocks of the encoder"""
+    """Number of encoder blocks"""
     heads: int = 12
-    """Of the encoder's attention"""
+    """Attention heads of the encoder"""
     decoder_width: int = 512
-    """Of the decoder's tokens"""
+    """Width of the decoder"""
     decoder_depth: int = 8
-    """Blocks of the decoder"""
+    """Number of decoder blocks"""
     decoder_heads: int = 16
-    """Of the decoder's attention"""
+    """Attention heads of the decoder"""
     mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see"""
+    """Share of the patches that are masked"""
     norm_pix_loss: Switch = 1
-    """Predict the pixels of a patch less their mean, by their standard deviation; 0: normalised as the images are"""
+    """Predict pixels normalised per patch; 0: normalised as the images are"""
 
     def __post_init__(self) -> None:
         for key in ("patch_size", "depth", "decoder_depth", "heads", "decoder_heads"):
@@ -52,25 +52,25 @@ class ModelConfig:
 
     @property
     def patches(self) -> int:
-        """Of an image."""
+        """Number of patches of an image."""
         return (self.resolution // self.patch_size) ** 2
 
     @property
     def arch(self) -> str:
-        """The encoder in a word."""
+        """Short name of the encoder."""
         return f"ViT {self.width}x{self.depth}/{self.patch_size}"
 
 
 @dataclass(kw_only=True, slots=True)
 class CropMixConfig(trainer.CropMixConfig):
     enabled: Switch = 1
-    """1: CropMix as below; 0: RandomResizedCrop, one crop of `scale` or more, on the same kernels"""
+    """1: CropMix; 0: RandomResizedCrop, one crop of at least `scale`, from the same kernels"""
     scale: float = 0.2
-    """Smallest crop area as a share of the image's; (scale, 1) is cut into as many equal bands as there are crops"""
+    """Smallest crop area as a share of the image; (scale, 1) is divided into equal bands, one per crop"""
     number: int = 2
-    """Crops an image, 1 to 8; several digits: drawn from per image, 234 is 2, 3 or 4"""
+    """Crops per image, 1 to 8; of several digits one is sampled per image: 234 is 2, 3 or 4"""
     operation: Literal["mixup", "cutmix", 0, 1] = "cutmix"
-    """How two crops are mixed; the authors write 0 for mixup and 1 for cutmix"""
+    """How crops are mixed; as in the authors' code, 0 is mixup and 1 is cutmix"""
     inter_aug: Switch = 0
     """Permute the colour channels of one operand of each mix"""
 
@@ -78,25 +78,25 @@ class CropMixConfig(trainer.CropMixConfig):
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     batch_size: int = 64
-    """Images a step in each process; with global_batch_size, at most so many at once"""
+    """Images per step in each process; with global_batch_size, the largest micro-batch"""
     global_batch_size: int | None = None
-    """Images a step of all processes together, in several parts where batch_size is smaller; null: batch_size each"""
+    """Images per optimizer step over all processes, accumulated in micro-batches; null: batch_size per process"""
     epochs: int = 200
     """Passes over the training set"""
     warmup_epochs: float = 20
-    """Epochs in which the learning rate rises; after them it falls to 0 along a cosine"""
+    """Epochs of linear warm-up, before half a cosine to 0"""
     blr: float = 1.5e-4
-    """Peak learning rate for 256 images a step, and in proportion for others"""
+    """Base learning rate: the peak is blr times the global batch size / 256"""
     weight_decay: float = 0.05
-    """Decoupled; not on normalisation layers and biases"""
+    """Decoupled weight decay; not on normalisation layers and biases"""
     beta_2: float = 0.95
-    """AdamW's second; the first is 0.9"""
+    """Second beta of AdamW; the first is 0.9"""
     precision: Literal["bf16", "fp32"] | None = None
-    """null: bf16 on a GPU, fp32 on the CPU"""
+    """bf16 or fp32; null: bf16 on a GPU, fp32 on the CPU"""
     compile: Switch = 0
     """Compile the model with torch.compile"""
     seed: int = 0
-    """Of initial weights, order, augmentation and masks, 0 to 2**32 - 1"""
+    """Seed of initial weights, order, augmentation and masks, 0 to 2**32 - 1"""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
@@ -116,23 +116,23 @@ class FinetuneTrainingConfig(TrainingConfig):
     epochs: int = 100
     """Passes over the training set"""
     warmup_epochs: float = 5
-    """Epochs in which the learning rate rises; after them it falls to 0 along a cosine"""
+    """Epochs of linear warm-up, before half a cosine to 0"""
     blr: float = 5e-4
-    """Peak learning rate for 256 images a step, and in proportion for others"""
+    """Base learning rate: the peak is blr times the global batch size / 256"""
     optimizer: Literal["adamw", "lars"] = "adamw"
-    """lars: with momentum 0.9, for the large steps of a linear probe"""
+    """adamw, or lars (with momentum 0.9) for the large batches of a linear probe"""
     beta_2: float = 0.999
-    """AdamW's second; the first is 0.9"""
+    """Second beta of AdamW; the first is 0.9"""
     layer_decay: float = 0.65
-    """The head learns at the full rate, each layer below it at so much of the one above; by AdamW only"""
+    """Factor of the learning rate from each layer to the one below it; with AdamW only"""
     drop_path: float = 0.1
-    """Chance to skip the last block; proportionally less for those before it"""
+    """Probability of skipping the last block; it decreases linearly towards the first"""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes"""
+    """Share of the target that is spread over all classes"""
     mixup: float = 0.8
-    """Mix images of a batch with others, and their labels: alpha of torchvision's MixUp; 0: off"""
+    """Alpha of torchvision's MixUp, which mixes images of a batch and their labels; 0: off"""
     cutmix: float = 1.0
-    """Likewise, alpha of torchvision's CutMix; with both, one of them is drawn for each batch"""
+    """Alpha of torchvision's CutMix, likewise; if both are on, one of them is sampled per batch"""
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)  # super() does not work in a dataclass with slots before Python 3.14
@@ -145,64 +145,68 @@ class FinetuneTrainingConfig(TrainingConfig):
 
 @dataclass(kw_only=True, slots=True)
 class PretrainConfig:
-    """Everything that pre-training depends on."""
+    """All options of a pre-training."""
+
+    may_differ = trainer.Config.may_differ | {"model.arch"}  # checkpoints of 0.1.0 hold the name of the encoder
 
     model: ModelConfig
     """Encoder, decoder and masks"""
     data: DataConfig
-    """Where images come from; those of the validation set are reconstructed for the picture"""
+    """Datasets and their loading; the picture shows reconstructions of the validation set"""
     cropmix: CropMixConfig
-    """The augmentation"""
+    """Augmentation"""
     training: TrainingConfig
     """Optimisation"""
     logging: LoggingConfig
-    """What the run leaves behind: final_weights.pt, the encoder, and reconstructions.png; log_level=0: that at the end
-    only"""
+    """Files of the run, with the encoder (final_weights.pt) and reconstructions.png; log_level=0: plot it once, at the
+    end"""
     resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+    """auto: resume from logging.folder's checkpoint.pt, if it exists; or the path of a checkpoint; null: a new run"""
+
+    @property
+    def label(self) -> dict[str, str]:
+        """The model and the augmentation in short texts, for tables and plots."""
+        return {"model": self.model.arch, "augmentation": trainer.augmentation(asdict(self))}
 
 
 @dataclass(kw_only=True, slots=True)
 class FinetuneConfig:
-    """Everything that fine-tuning and a linear probe depend on."""
+    """All options of fine-tuning and of a linear probe."""
+
+    may_differ = trainer.Config.may_differ | {"weights", "model.arch"}  # the name of the encoder: in 0.1.0's
 
     weights: str
-    """The encoder: final_weights.pt of a pre-training"""
+    """Encoder: final_weights.pt of a pre-training"""
     from_scratch: Switch = 0
-    """Take no more than the shape of the encoder from there: shows what pre-training is worth"""
+    """Use only the shape of that encoder, with random weights: shows the effect of pre-training"""
     linear_probe: Switch = 0
-    """Train a linear classifier on the encoder's class token, and leave the encoder as it is"""
+    """Train a linear classifier on the class token of the frozen encoder"""
     num_classes: int | None = None
-    """Outputs, at least 2; null: as many as the training set's sidecar names, else 1000"""
+    """Number of classes, at least 2; null: as many as the training set's sidecar names, else 1000"""
     data: DataConfig
-    """Where images come from"""
+    """Datasets and their loading"""
     cropmix: CropMixConfig
-    """The augmentation"""
+    """Augmentation"""
     training: FinetuneTrainingConfig
     """Optimisation"""
     validation: ValidationConfig
     """Evaluation"""
     logging: LoggingConfig
-    """What the run leaves behind"""
+    """Files of the run"""
     resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+    """auto: resume from logging.folder's checkpoint.pt, if it exists; or the path of a checkpoint; null: a new run"""
 
     def __post_init__(self) -> None:
         require(self.num_classes is None or self.num_classes >= 2, "num_classes", ">= 2", self.num_classes)
 
 
 def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainConfig:
-    """See `parse_options`."""
+    """Parse the options of the command line; see `parse_options`."""
     description = "Pre-train a masked autoencoder."
     return parse_options(PretrainConfig, arguments, prog="python -m examples.mae.pretrain", description=description)
 
 
 def parse_finetune(arguments: Sequence[str] | None = None) -> FinetuneConfig:
-    """See `parse_options`."""
+    """Parse the options of the command line; see `parse_options`."""
     description = "Fine-tune the encoder of a masked autoencoder, or probe it."
     return parse_options(FinetuneConfig, arguments, prog="python -m examples.mae.finetune", description=description)
-
-
-def options(config: PretrainConfig | FinetuneConfig, model: ModelConfig) -> dict[str, Any]:
-    """What a run depends on, for params.json."""
-    return {**asdict(config), "model": {"arch": model.arch, **asdict(model)}}

@@ -1,164 +1,26 @@
-"""Fine-tune the encoder of a masked autoencoder, or train a linear classifier on it as it is (--linear_probe=1).
+"""Fine-tune a pre-trained encoder, or train a linear classifier on the frozen encoder (--linear_probe=1).
 
 python -m examples.mae.finetune --config-file examples/mae/finetune.yaml --weights=runs/mae/final_weights.pt \
     --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs/finetune
 
-On several GPUs: torchrun --nproc-per-node=8 -m examples.mae.finetune ... Options: --help, or examples/mae/config.py.
+On several GPUs: torchrun --nproc-per-node=8 -m examples.mae.finetune ...
+All options: --help, or examples/mae/config.py. The training loop is in finetuning.py.
 """
 
 from __future__ import annotations
 
-from ffcv_cropmix.training.config import MAY_DIFFER
+from ffcv_cropmix.errors import run_program
 
-from .config import FinetuneConfig, ModelConfig, options, parse_finetune
-
-if __name__ == "__main__":
-    CONFIG = parse_finetune()  # before torch and FFCV, which take seconds to import: a wrong option is answered at once
-
-from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-from timm.models.vision_transformer import VisionTransformer
-from timm.optim import Lars, param_groups_layer_decay
-from torch import nn
-
-from ffcv_cropmix import CenterCropRGBImageDecoder, Loader
-from ffcv_cropmix.errors import run_program, usage_error, wrong_options
-from ffcv_cropmix.evaluation.accuracy import evaluate
-from ffcv_cropmix.training import compare
-from ffcv_cropmix.training.config import augmentation
-from ffcv_cropmix.training.datasets import check_datasets
-from ffcv_cropmix.training.distributed import Processes, deal_step, join
-from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
-from ffcv_cropmix.training.models import NormalizedModel, check_batch, choose_precision, mixed_precision
-from ffcv_cropmix.training.objective import create_mixing
-from ffcv_cropmix.training.run import Run
-
-from .common import cosine_lr, create_decoder
-from .model import create_vit, load_encoder, read_shape
+from .config import parse_finetune
 
 
-def finetune(config: FinetuneConfig) -> None:
-    """Train as `config` says; leave log, checkpoint, weights and curves in `logging.folder`."""
-    training = config.training
-    shape = read_shape(Path(config.weights))
-    if config.validation.resolution != shape.resolution:
-        usage_error(f"validation.resolution={config.validation.resolution}: the encoder takes {shape.resolution} px")
-    data = check_datasets(config.data.train_dataset, config.data.val_dataset, config.num_classes)
-    classes, images_to_train = data.num_classes, data.train_images
-    processes = join(config.data.gpu)
-    torch.manual_seed(training.seed)
-    batch_size, parts = deal_step(
-        training.batch_size, training.global_batch_size, images=images_to_train, processes=processes
-    )
-    device, precision = processes.device, choose_precision(training.precision, processes.device)
+def main() -> None:
+    """Parse the command line and run."""
+    config = parse_finetune()
+    from .finetuning import finetune  # imports torch and FFCV: takes seconds, so options are checked first
 
-    network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)
-    with wrong_options():
-        check_batch(network, batch_size, [shape.resolution])
-    if not config.from_scratch:
-        load_encoder(network, Path(config.weights))
-    model = NormalizedModel(network).to(device)
-    optimizer = create_optimizer(config, network)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
-    mix = create_mixing(classes, mixup=training.mixup, cutmix=training.cutmix)
-    trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
-    fields = pipelines(create_decoder(config, shape), device)
-    loader = training_loader(config.data, fields, batch_size=batch_size, seed=training.seed, processes=processes)
-    val_loader = create_val_loader(config, shape, processes, data.val_numbers)
-    run = Run(
-        Path(config.logging.folder),
-        options(config, shape),
-        epochs=training.epochs,
-        seed=training.seed,
-        processes=processes,
-        loader=loader,
-        parts=parts,
-        state={"model": network, "optimizer": optimizer},
-        resume=config.resume,
-        may_differ=MAY_DIFFER | {"weights"},
-        tensorboard=bool(config.logging.tensorboard),
-    )
-    lr_at = cosine_lr(training, run.images)
-    print(
-        f"{'linear probe' if config.linear_probe else 'fine-tuning'} of {shape.arch}, {classes:,} classes; "
-        f"{images_to_train:,} images, {run.images:,} a step ({processes.count} processes x {parts} x {batch_size}), "
-        f"{training.epochs} epochs, {shape.resolution} px, {augmentation(options(config, shape))}; "
-        f"{data.val_images:,} to validate on; {device.type}, {precision}"
-    )
-
-    for epoch in run.epochs():
-        model.train()
-        for _ in run.steps():
-            run.set_lr(optimizer, lr_at(run.position))
-            for part in range(1, parts + 1):
-                images, labels = mix(*run.next_batch())
-                with processes.exchange(trained, part == parts):
-                    with mixed_precision(device, precision):
-                        loss = loss_of(trained(images), labels) / parts
-                    loss.backward()
-                run.add_loss(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-        evaluation = {}
-        if config.logging.log_level > 0 or epoch == training.epochs - 1:
-            processes.share_buffers(model)
-            with mixed_precision(device, precision):
-                batches, flip = processes.show(val_loader, "validation"), bool(config.validation.lr_tta)
-                evaluation = evaluate(model, batches, num_classes=classes, flip_tta=flip).entries()
-        run.end_epoch(**evaluation)
-
-    if run.log:
-        weights = run.log.save_weights(network)
-        compare.save_curves(run.log.folder)
-        print(f"top-1 {run.log.records[-1]['top_1']:.2f} %; weights: {weights}")
-
-
-def create_classifier(config: FinetuneConfig, shape: ModelConfig, classes: int) -> VisionTransformer:
-    """The encoder, the mean over its patches, normalisation and a linear layer."""
-    vit = create_vit(shape, num_classes=classes, global_pool="avg", drop_path_rate=config.training.drop_path)
-    vit.head = create_head(shape, classes, 2e-5)
-    return vit
-
-
-def create_probe(shape: ModelConfig, classes: int) -> VisionTransformer:
-    """The encoder, frozen, batch normalisation of its class token and a linear layer."""
-    vit = create_vit(shape, num_classes=classes, global_pool="token").requires_grad_(False)
-    norm = nn.BatchNorm1d(shape.width, eps=1e-6, affine=False)
-    vit.head = nn.Sequential(norm, create_head(shape, classes, 0.01))  # type: ignore[assignment]
-    return vit
-
-
-def create_head(shape: ModelConfig, classes: int, std: float) -> nn.Linear:
-    """A linear layer, its initial weights of that standard deviation."""
-    head = nn.Linear(shape.width, classes)
-    nn.init.trunc_normal_(head.weight, std=std)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def create_optimizer(config: FinetuneConfig, network: VisionTransformer) -> torch.optim.Optimizer:
-    """AdamW, the learning rate decayed by layer; or LARS, which adapts to the norms of weights, not of biases."""
-    training = config.training
-    if training.optimizer == "lars":
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        groups = [{"params": [parameter], "always_adapt": parameter.ndim > 1} for parameter in trained]
-        return Lars(groups, momentum=0.9, weight_decay=training.weight_decay)
-    tokens = network.no_weight_decay()  # and positions
-    groups = param_groups_layer_decay(network, training.weight_decay, tokens, layer_decay=training.layer_decay)
-    return torch.optim.AdamW(groups, betas=(0.9, training.beta_2), fused=True)
-
-
-def create_val_loader(
-    config: FinetuneConfig, shape: ModelConfig, processes: Processes, numbers: Sequence[int] | None = None
-) -> Loader:
-    """As train_imagenet.py has it, but bicubic."""
-    side = (shape.resolution, shape.resolution)
-    decoder = CenterCropRGBImageDecoder(side, ratio=config.validation.crop_ratio, interpolation="bicubic")
-    batch_size = config.validation.batch_size
-    return validation_loader(config.data, decoder, batch_size=batch_size, processes=processes, numbers=numbers)
+    finetune(config)
 
 
 if __name__ == "__main__":
-    run_program(lambda: finetune(CONFIG))
+    run_program(main)

@@ -1,4 +1,4 @@
-"""The networks: a vision transformer, and the masked autoencoder around it. Parts from timm and lightly."""
+"""The networks: a vision transformer, and the masked autoencoder around it, built from timm and lightly."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.training.checkpoint import read
 from ffcv_cropmix.training.models import description
+from ffcv_cropmix.training.safe_load import safe_load
 
 from .config import ModelConfig
 
 
 def create_vit(model: ModelConfig, **further: Any) -> VisionTransformer:
-    """timm's vision transformer of that shape; `further` are its own options."""
+    """Create timm's vision transformer of that shape; `further` are options of timm's class."""
     return VisionTransformer(
         model.resolution,
         model.patch_size,
@@ -34,17 +34,19 @@ def create_vit(model: ModelConfig, **further: Any) -> VisionTransformer:
 
 
 class MaskedAutoencoder(nn.Module):
-    """Predicts the masked patches of an image from the others.
+    """A masked autoencoder, which predicts the masked patches of an image from the others.
 
-    Takes normalised float images (N, 3, side, side), in training: the loss is the output. The encoder, in timm's form,
-    is `encoder.vit`. Source: He et al. 2021, arXiv 2111.06377, section 3.
+    Takes normalised float images (N, 3, side, side) and returns the loss. The encoder, as timm has it, is
+    `encoder.vit`. Source: He et al. 2021, arXiv 2111.06377, section 3.
     """
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.mask_ratio = model.patch_size, model.mask_ratio
         self.norm_pix_loss = bool(model.norm_pix_loss)
-        unused = nn.Parameter(torch.zeros(1, 1, model.width), requires_grad=False)  # masked patches are left out
+        unused = nn.Parameter(
+            torch.zeros(1, 1, model.width), requires_grad=False
+        )  # masked patches are left out instead
         self.encoder = MaskedVisionTransformerTIMM(create_vit(model, num_classes=0), mask_token=unused)
         self.embed = nn.Linear(model.width, model.decoder_width)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
@@ -55,26 +57,26 @@ class MaskedAutoencoder(nn.Module):
         self.predict.apply(init_weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The mean squared error of masked patches."""
-        kept, masked = self.draw_masks(images)
+        """Return the mean squared error of the masked patches."""
+        kept, masked = self.sample_masks(images)
         targets = utils.get_at_index(self.targets(images), masked - 1)
         return F.mse_loss(self.predictions(images, kept, masked), targets)
 
-    def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens that are kept, int64 (N, kept), the class token among them, and masked ones (N, masked).
+    def sample_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the tokens to keep, int64 (N, kept), with the class token, and those to mask, int64 (N, masked).
 
-        Patches are tokens 1, 2, ... row by row; the class token is 0.
+        The class token is 0; patches are 1, 2, ..., row by row.
         """
         size = len(images), self.encoder.sequence_length
         return utils.random_token_mask(size, self.mask_ratio, device=images.device)
 
     def targets(self, images: Tensor) -> Tensor:
-        """Of all patches, (N, patches, 3 * pixels); each normalised by itself if that is what is predicted."""
+        """Return the targets of all patches, (N, patches, 3 * pixels), normalised per patch if that is predicted."""
         patches = utils.patchify(images, self.patch_size)
         return utils.normalize_mean_var(patches) if self.norm_pix_loss else patches
 
     def predictions(self, images: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
-        """Of masked patches, (N, masked, 3 * pixels), in the order of `masked`."""
+        """Predict the masked patches, (N, masked, 3 * pixels), in the order of `masked`."""
         encoded = self.embed(self.encoder.encode(images, idx_keep=kept))
         tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.encoder.sequence_length))
         tokens = utils.set_at_index(tokens.to(encoded.dtype), kept, encoded)
@@ -82,11 +84,11 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images with masked patches in gray, and with predictions in their place. Both as `images` are.
+        """Return the images with masked patches in gray, and with predictions in their place, normalised as `images`.
 
-        If patches are normalised by themselves, predictions get the mean and the standard deviation of the true ones.
+        Predictions that are normalised per patch get the mean and the standard deviation of the true patches.
         """
-        kept, masked = self.draw_masks(images)
+        kept, masked = self.sample_masks(images)
         patches = utils.patchify(images, self.patch_size)
         predicted = self.predictions(images, kept, masked).float()
         if self.norm_pix_loss:
@@ -99,14 +101,14 @@ class MaskedAutoencoder(nn.Module):
 
 
 def read_shape(weights: Path) -> ModelConfig:
-    """The shape of the encoder whose weights a pre-training left there.
+    """Read the shape of a pre-trained encoder from the description in its weights.
 
-    They describe it; those of 0.1.0 have params.json beside them for that.
+    Weights of 0.1.0 have no description; their shape is read from params.json beside them.
 
     Raises:
-        DataError: the file cannot be read, or nothing says what shape the encoder has.
+        DataError: A file cannot be read, or does not contain the shape.
     """
-    described = description(read(weights)).get("encoder")
+    described = description(safe_load(weights)).get("encoder")
     if described:
         return ModelConfig(**described)
     path = weights.with_name("params.json")
@@ -115,19 +117,19 @@ def read_shape(weights: Path) -> ModelConfig:
         return ModelConfig(**{key: value for key, value in model.items() if key != "arch"})
     except OSError as error:
         raise DataError(
-            f"{path}: {(error.strerror or str(error)).lower()}; the encoder's shape is read there"
+            f"{path}: {(error.strerror or str(error)).lower()}; it should contain the shape of the encoder"
         ) from None
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{path} is not of a pre-training: it does not say what shape the encoder has") from None
+        raise DataError(f"{path} is not of a pre-training: it lacks the shape of the encoder") from None
 
 
 def load_encoder(vit: VisionTransformer, weights: Path) -> None:
-    """Put a pre-trained encoder's weights into a classifier, whose head, and normalisation before it, stay.
+    """Load the weights of a pre-trained encoder into a classifier, except for its head and the norm before that.
 
     Raises:
-        DataError: the file cannot be read, or is of another encoder.
+        DataError: The file cannot be read, or is of another encoder.
     """
-    state = read(weights)
+    state = safe_load(weights)
     own = vit.state_dict()
     shared = [key for key in own if not key.startswith(("head.", "fc_norm."))]
     for key in shared:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.datasets import match_classes, open_labelled, read_classes
 from ..decoders import CenterCropRGBImageDecoder
 from ..errors import DataError
 from ..loader import Loader
 from ..progress import progress
-from ..training.datasets import match_classes, open_labelled, read_classes
 from ..training.loaders import pipelines
 from ..training.models import NormalizedModel, check_resolutions
 from .accuracy import Evaluation, evaluate

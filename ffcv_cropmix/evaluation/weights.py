@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..training.checkpoint import read_any
 from ..training.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -22,6 +21,7 @@ from ..training.models import (
     takes_half,
     with_library,
 )
+from ..training.safe_load import safe_load_any
 
 _WRAPPERS = r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _FILLED = (".blur", ".num_batches_tracked")  # buffers that older files do not have
@@ -72,7 +72,7 @@ def read_weights(path: Path) -> Weights:
     Raises:
         DataError: it cannot be read, or has no weights.
     """
-    content, ignored = read_any(path)
+    content, ignored = safe_load_any(path)
     tensors = dict(_flat(content))
     if not tensors:
         raise DataError(f"{path} has no weights: neither a state dict, nor a checkpoint with one")

@@ -1,17 +1,13 @@
-"""What a run needs to go on where it was: written whole or not at all, read without running code from the file."""
+"""Save and restore the state of a run.
+
+A checkpoint is written whole or not at all, and read without running code from the file.
+"""
 
 from __future__ import annotations
 
-import pickle
-import re
-import struct
-import warnings
-import zipfile
-from argparse import Namespace
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PosixPath, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, BinaryIO, Protocol, cast
 
@@ -20,10 +16,11 @@ from torch import Tensor
 
 from ..data.replacing import replacing
 from ..errors import DataError
+from .safe_load import safe_load
 
 
 class Stateful(Protocol):
-    """A part of a run with a state: a module, an optimiser, a scaler of losses."""
+    """An object whose state is saved: a module, an optimizer, a gradient scaler."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -31,118 +28,146 @@ class Stateful(Protocol):
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far a run is."""
+class Position:
+    """The position of a run: how far it has got.
+
+    Example:
+        >>> Position(epoch=3, step=7, loss_sum=1.25, seconds=60.5).epoch
+        3
+    """
 
     epoch: int = 0
-    """Epochs done"""
+    """Completed epochs"""
     step: int = 0
-    """Steps done of the next one"""
+    """Completed steps of the next epoch"""
     loss_sum: float = 0.0
-    """Over those steps"""
+    """Sum of the losses of those steps, nats"""
     seconds: float = 0.0
-    """That those took"""
+    """Duration of those steps, s"""
     records: list[dict[str, Any]] = field(default_factory=list)
-    """The log's entries"""
+    """Log entries of the completed epochs"""
 
 
 class Checkpoint:
-    """The state of a run as a file.
+    """Save and restore the state of a run as one file.
 
     Args:
-        options: of the run, in sections or not.
-        images: of a step, of all processes together.
-        may_differ: options, "section.key", or sections that a run that goes on may have otherwise.
-        parts: what is saved and restored, by name.
-        data: what a position in the training set means: facts by name, see `Run`.
+        options: Options of the run, nested in sections or flat.
+        global_batch_size: Images per optimizer step, over all processes.
+        may_differ: Names of options ("section.key") or sections that a resumed run may change.
+        state: Objects to save and restore, by name.
+        data: Facts that a position in the training set depends on, by name; see `Run`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> network = torch.nn.Linear(2, 3)
+        >>> checkpoint = Checkpoint({"lr": 0.1}, 64, frozenset(), {"model": network})
+        >>> with TemporaryDirectory() as folder:
+        ...     checkpoint.save(Path(folder, "checkpoint.pt"), Position(epoch=2))
+        ...     checkpoint.load(Path(folder, "checkpoint.pt")).epoch
+        2
     """
 
     def __init__(
         self,
         options: Mapping[str, Any],
-        images: int,
+        global_batch_size: int,
         may_differ: frozenset[str],
-        parts: Mapping[str, Stateful],
+        state: Mapping[str, Stateful],
         data: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._options = _flat(options)
-        self._images = images
+        self._global_batch_size = global_batch_size
         self._may_differ = may_differ
-        self._parts = parts
+        self._state = state
         self._data = dict(data)
-        self._never_finite = set(not_finite(self._states()))  # constants, such as bounds that a network begins with
+        self._never_finite = set(not_finite(self._states()))  # constants, such as bounds that a network starts with
 
     def _states(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts.items()}
+        return {name: part.state_dict() for name, part in self._state.items()}
+
+    def _is_fixed(self, name: str) -> bool:
+        """Return whether an option must not change when the run is resumed."""
+        return not {name, name.partition(".")[0]} & self._may_differ
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same in all processes, and when the run goes on: options, data, images of a step."""
-        options = {
-            name: value
-            for name, value in self._options.items()
-            if not {name, name.partition(".")[0]} & self._may_differ
-        }
-        return {**options, **self._data, "images a step": self._images}
+        """Return what must be equal in all processes and after resuming: options, data and the global batch size."""
+        options = {name: value for name, value in self._options.items() if self._is_fixed(name)}
+        return {**options, **self._data, "global batch size": self._global_batch_size}
 
-    def save(self, path: Path, progress: Progress) -> None:
-        """Write the file, or leave the one before as it is.
+    def save(self, path: Path, position: Position) -> None:
+        """Write the file, or leave the previous one unchanged.
 
         Raises:
-            DataError: the file cannot be written, or the run's state is not finite.
+            DataError: The file cannot be written, or the state contains NaN or infinite values.
         """
         states = self._states()
         broken = [name for name in not_finite(states) if name not in self._never_finite]
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise DataError(
-                f"{path} is not written: {broken[0]}{more} are no longer finite; the training diverged: try a smaller "
-                "lr, or with fp16 another training.precision"
+                f"{path} is not written: {broken[0]}{more} contain NaN or infinity; the training diverged: try a "
+                "smaller lr, or with fp16 another training.precision"
             )
-        run = {"options": self._options, "images": self._images, "data": self._data}
-        write(path, {**states, "progress": asdict(progress), **run})
+        run = {"options": self._options, "images": self._global_batch_size, "data": self._data}
+        write(path, {**states, "progress": asdict(position), **run})
 
-    def load(self, path: Path) -> Progress:
-        """Restore the parts, and say how far the run was.
+    def load(self, path: Path) -> Position:
+        """Restore the state and return the position of the run.
 
         Raises:
-            DataError: the file is no checkpoint, of a run with other options or data, or its state is not finite.
+            DataError: The file is not a checkpoint, belongs to a run with other options or data, or its state
+                contains NaN or infinite values.
         """
-        content = read(path)
-        if not {"progress", "options", "images", "data", *self._parts} <= content.keys():
-            raise DataError(f"{path} is no checkpoint to go on from, or of a run with other options")
+        content = safe_load(path)
+        if not {"progress", "options", "images", "data", *self._state} <= content.keys():
+            raise DataError(f"{path} is not a checkpoint of a run like this one: it cannot be resumed")
         for name in self._options.keys() | content["options"].keys():
             then, now = content["options"].get(name), self._options.get(name)
-            if then != now and not {name, name.partition(".")[0]} & self._may_differ:
-                raise DataError(f"{path} is of a run with {name}={then}, not {now}: start anew in another folder")
-        if content["images"] != self._images:
+            if then != now and self._is_fixed(name):
+                raise DataError(f"{path} is of a run with {name}={then}, not {now}: start a new run in another folder")
+        if content["images"] != self._global_batch_size:
             raise DataError(
-                f"{path} is of a run with {content['images']} images a step in all, not {self._images}: set "
-                "global_batch_size, or take as many processes as before"
+                f"{path} is of a run with a global batch of {content['images']} images, not {self._global_batch_size}: "
+                "set training.global_batch_size, or start as many processes as before"
             )
-        for name in sorted(self._data.keys() | content["data"].keys()):
-            then, now = content["data"].get(name), self._data.get(name)
+        saved = {_RENAMED.get(name, name): value for name, value in content["data"].items()}
+        for name in sorted(self._data.keys() | saved.keys()):
+            then, now = saved.get(name), self._data.get(name)
             if then != now:
                 raise DataError(
-                    f"{path} is of a run with {name} {then}, not {now}: go on with what it had, or start anew in "
+                    f"{path} is of a run with {name} {then}, not {now}: resume with the same, or start a new run in "
                     "another folder"
                 )
-        states = {name: content[name] for name in self._parts}
+        states = {name: content[name] for name in self._state}
         broken = [name for name in not_finite(states) if name not in self._never_finite]
         if broken:
-            raise DataError(f"{path}: {broken[0]} is not finite: there is nothing to go on from; start anew")
-        for name, part in self._parts.items():
+            raise DataError(f"{path}: {broken[0]} contains NaN or infinity: it cannot be resumed; start a new run")
+        for name, part in self._state.items():
             try:
                 part.load_state_dict(states[name])
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                line = str(error).splitlines()[:2][-1].strip()  # torch's first one is a heading, if there are more
+                line = str(error).splitlines()[:2][-1].strip()  # the first of several lines is torch's heading
                 raise DataError(f"{path} does not fit this run: {name}: {line}") from None
-        return Progress(**content["progress"])
+        return Position(**content["progress"])
+
+
+_RENAMED = {
+    "images in the training set": "training set size",
+    "checksum of its labels": "checksum of the labels",
+    "images at once (data.in_memory=0)": "micro-batch size (data.in_memory=0)",
+}
+"""Facts about the data in checkpoints of 0.1.0, and their present names"""
 
 
 def not_finite(content: Any, name: str = "") -> list[str]:
-    """The dotted names of the tensors in nested dictionaries and lists that hold infinities or NaN.
+    """Return the dotted names of all tensors with NaN or infinite values in nested dictionaries and lists.
 
-    Waits once for each device.
+    Synchronises once with each device.
+
+    Example:
+        >>> not_finite({"model": {"weight": torch.ones(2), "bias": torch.tensor([0, torch.nan])}})
+        ['model.bias']
     """
     tensors: dict[torch.device, dict[str, Tensor]] = {}
 
@@ -165,7 +190,7 @@ def not_finite(content: Any, name: str = "") -> list[str]:
 
 
 class _Keeping:
-    """A file whose failure is kept: torch.save makes another error of it, without the reason."""
+    """A file that keeps its OSError: torch.save replaces it by an error without the reason."""
 
     failure: OSError | None = None
 
@@ -182,10 +207,10 @@ class _Keeping:
 
 
 def write(path: Path, content: Any) -> None:
-    """Write what torch.save can write; the file is whole, or the one before is left.
+    """Write `content` with torch.save, or leave the previous file unchanged.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: The file cannot be written.
     """
     with replacing(path) as (file,):
         keeping = _Keeping(file)
@@ -197,114 +222,11 @@ def write(path: Path, content: Any) -> None:
             raise
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a dictionary that torch.save wrote, its tensors on the CPU. Only tensors and plain values are unpickled.
-
-    Raises:
-        DataError: it cannot be read, or holds anything else.
-    """
-    content, ignored = read_any(path)
-    if ignored:
-        raise DataError(f"{path} has more in it than tensors and plain values: {', '.join(ignored)}")
-    return content
-
-
-def read_any(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a dictionary that torch.save wrote, or a .safetensors file, without running code from the file.
-
-    Tensors are put on the CPU; plain values, `argparse.Namespace` and paths are unpickled too, and other kinds of
-    dictionaries and lists become plain ones. An object of any other kind becomes an empty placeholder.
-
-    Returns:
-        The dictionary, and the names of those other kinds.
-
-    Raises:
-        DataError: it cannot be read, is damaged, or holds something else.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    damaged = f"{path} is damaged: its {path.stat().st_size:,} bytes were cut off or changed; copy or download it again"
-    if start.startswith(b"PK") and _broken_archive(path):  # torch.load does not compare checksums
-        raise DataError(damaged)
-    kinds: dict[str, type] = {}
-    try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _load(path, kinds)
-    except Exception as error:  # whatever torch trips over; its message would have the user run the file's code
-        if isinstance(error, _CUT_OFF) or re.search("unexpected EOF|deserializing header", str(error)):
-            raise DataError(damaged if start else f"{path} is no file of weights: it is empty") from None
-        for pattern, reason in _REASONS.items():
-            if found := re.search(pattern, f"{error} {start!r}", re.S):
-                raise DataError(f"{path} {reason.format(*found.groups())}") from None
-        raise DataError(f"{path} is no file of weights, or has more in it than tensors and plain values") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} has no weights: it holds a {type(content).__name__}, not a state dict")
-    return content, sorted(name for name, kind in kinds.items() if kind.__base__ is object)
-
-
-_CUT_OFF = (EOFError, IndexError, OSError, struct.error)
-_REASONS = {
-    "b'version https://git-lfs": "is no file of weights, but Git LFS's pointer to one: git lfs pull",
-    r"unsupported GLOBAL (\S+) whose": "is not loaded: it calls {}, which no file of weights needs",
-    r"Unsupported operand.* b'(?:PK|.x80)": "is written with another pickle protocol than torch.save's own, 2",
-    "No module named 'safetensors'": "needs safetensors, which is not installed: pip install safetensors",
-}
-
-
-def _load(path: Path, kinds: dict[str, type]) -> Any:
-    """torch.load, with placeholders for kinds of objects that it refuses; those are added to `kinds`."""
-    while True:
-        try:
-            safe = torch.serialization.safe_globals([Namespace, PosixPath, PurePosixPath, *kinds.values()])
-            with warnings.catch_warnings(), safe:
-                warnings.simplefilter("ignore")
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            refused = re.search(r"Unsupported global: GLOBAL (\S+) was not", str(error))
-            nested = re.search(r"Can only (SETITEM|append).*but got <class '(.+?)'>", str(error))
-            if refused and refused[1] not in kinds:
-                kinds[refused[1]] = _placeholder(refused[1], object)
-            elif nested and kinds.get(nested[2], dict).__base__ is object:
-                kinds[nested[2]] = _placeholder(nested[2], OrderedDict if nested[1] == "SETITEM" else list)
-            else:
-                raise
-
-
-def _placeholder(name: str, base: type) -> type:
-    """A class of that name that takes any arguments, and ignores them; dictionaries and lists are then filled."""
-    module, _, own = name.rpartition(".")
-    body: dict[str, Any] = {
-        "__module__": module or "builtins",  # torch leaves that out
-        "__qualname__": own,
-        "__new__": lambda cls, *_, **__: OrderedDict() if base is OrderedDict else base.__new__(cls),  # type: ignore[call-overload]
-        "__init__": lambda *_, **__: None,
-        "__setstate__": lambda *_: None,
-    }
-    return type(own, (base,), body)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Any] = load_file(path)
-    return tensors
-
-
-def _broken_archive(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except Exception:  # whatever zipfile trips over
-        return True
-
-
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = int(value) if isinstance(value, bool) else value  # as files write it: 1, true
+            flat[prefix + name] = int(value) if isinstance(value, bool) else value  # files write both 1 and true
     return flat

@@ -24,37 +24,48 @@ from .config import augmentation
 
 _REQUIRED = ("epoch", "train_loss", "images_per_second", "seconds")
 _NUMBERS = ("epochs", "best top-1", "last top-1", "top-5", "RMS calibration error", "images/s", "time", "waiting")
-# 8 colours (Okabe and Ito's, which the colour-blind tell apart), 3 dashes, 7 markers: 168 runs until a style comes
-# again, and neighbours differ in grey too.
+# 8 colours (Okabe and Ito's, safe for colour-blind readers), 3 dash patterns and 7 markers give 168 distinct styles;
+# neighbouring runs also differ in greyscale.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 _DASHES = ("-", "--", ":")
 _MARKERS = "osD^vPX"
-_MARKS = 8  # on a line, about
+_MARKS = 8  # approximate number of markers per line
 
 
 @dataclass(kw_only=True)
-class Run:
-    """What a run's folder tells."""
+class RunRecord:
+    """A run as its folder describes it.
+
+    Example:
+        >>> run = RunRecord(name="run", model="resnet18", augmentation="CropMix 234 mixup", epochs=2, records=[
+        ...     {"epoch": 0, "train_loss": 2.5, "images_per_second": 900.0, "seconds": 60.0, "top_1": 40.0},
+        ...     {"epoch": 1, "train_loss": 2.0, "images_per_second": 950.0, "seconds": 58.0},
+        ... ])
+        >>> run.column("top_1")
+        array([40., nan])
+    """
 
     name: str
-    """The folder's"""
+    """Name of the folder"""
     model: str
+    """Name of the model"""
     augmentation: str
+    """Short description of the augmentation"""
     epochs: int
-    """As configured: it may have done fewer so far"""
+    """Configured number of epochs; fewer may be done so far"""
     records: list[dict[str, float]]
-    """Of each epoch so far, at least one: what its line in the log holds, see `logs.RunLog`"""
+    """Log entries of each epoch so far, at least one; see `logs.RunLog`"""
 
     def column(self, key: str) -> np.ndarray:
-        """(records,) float64: one value an epoch, NaN where it has none."""
+        """Return a log entry of all epochs: float64 (epochs so far,), NaN where it is missing."""
         return np.array([record.get(key, np.nan) for record in self.records], float)
 
 
-def read_run(folder: str | Path) -> Run:
-    """Read `params.json` and `log` of a run's folder.
+def read_run(folder: str | Path) -> RunRecord:
+    """Read `params.json` and `log` from the folder of a run.
 
     Raises:
-        DataError: there is no run, it has not finished an epoch, or a file is broken.
+        DataError: The folder holds no run, no epoch is finished yet, or a file is broken.
     """
     folder = Path(folder)
     params, log = folder / "params.json", folder / "log"
@@ -63,27 +74,28 @@ def read_run(folder: str | Path) -> Run:
     try:
         config = json.loads(params.read_bytes())
         lines = log.read_bytes().splitlines() if log.exists() else []
-        run = Run(
+        label = config.get("label") or {"model": config["model"]["arch"], "augmentation": augmentation(config)}
+        run = RunRecord(
             name=folder.resolve().name,
-            model=config["model"]["arch"],
-            augmentation=augmentation(config),
+            model=label["model"],
+            augmentation=label["augmentation"],
             epochs=config["training"]["epochs"],
             records=[_record(line) for line in lines],
         )
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
-    except (LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{params} is not what the trainer writes: {error!r}") from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{params} was not written by this package: {error!r}") from None
     if not lines:
         raise DataError(f"{folder}: the run has not finished an epoch yet")
     if {} in run.records:
         number = run.records.index({}) + 1
-        raise DataError(f"{log}, line {number} is not what the trainer writes: remove it, or leave the run out")
+        raise DataError(f"{log}, line {number} was not written by this package: remove it, or leave the run out")
     return run
 
 
 def _record(line: bytes) -> dict[str, float]:
-    """A line of the log; empty if it is none."""
+    """Parse a line of the log; return an empty dictionary if it is broken."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -92,11 +104,11 @@ def _record(line: bytes) -> dict[str, float]:
     return record if whole and all(isinstance(value, int | float) for value in record.values()) else {}
 
 
-def read_runs(folders: Iterable[str | Path]) -> list[Run]:
-    """Read several runs; those whose folders are called the same go by their paths.
+def read_runs(folders: Iterable[str | Path]) -> list[RunRecord]:
+    """Read several runs. Runs whose folders have the same name are named by their paths.
 
     Raises:
-        DataError: see `read_run`.
+        DataError: See `read_run`.
     """
     paths = [Path(folder) for folder in folders]
     runs = [read_run(path) for path in paths]
@@ -107,8 +119,12 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def draw(runs: Sequence[Run]) -> Figure:
-    """Top-1 against epochs, top-1 against training time, and the training loss against epochs, 8.3 inches wide."""
+def plot(runs: Sequence[RunRecord]) -> Figure:
+    """Plot top-1 against epochs and against training time, and the training loss against epochs.
+
+    Returns:
+        A figure, 8.3 inches wide, with a legend below.
+    """
     figure = Figure(figsize=(8.3, 3.0 + 0.2 * len(runs)), dpi=150, layout="constrained")
     by_epoch, by_time, loss = figure.subplots(1, 3)
     longest = max(run.column("seconds").sum() for run in runs)
@@ -141,29 +157,36 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure, in the format that the name ends in; the file is there whole or not at all.
+    """Write a figure in the format of the file's extension, whole or not at all.
 
     Raises:
-        ValueError: there is no such format.
-        DataError: it cannot be written.
+        ValueError: Matplotlib does not know the format.
+        DataError: The file cannot be written.
     """
     path = Path(path)
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:] not in formats:
-        raise ValueError(f"{path} has to end in .png, or another of {', '.join(sorted(formats))}")
+        raise ValueError(f"{path} must end in .png or another of {', '.join(sorted(formats))}")
     with replacing(path) as (file,):
         figure.savefig(file, format=path.suffix[1:])
 
 
 def save_curves(folder: Path) -> None:
-    """Draw one run as `curves.png` in its folder."""
-    save(draw([read_run(folder)]), folder / "curves.png")
+    """Plot one run to `curves.png` in its folder."""
+    save(plot([read_run(folder)]), folder / "curves.png")
 
 
-def table(runs: Sequence[Run]) -> str:
-    """A line for each run, aligned: accuracy, speed, training time, and the share of it that the loop waited.
+def table(runs: Sequence[RunRecord]) -> str:
+    """Format an aligned table with one row per run: accuracy, speed, training time and waiting time.
 
-    Top-5 and the RMS calibration error are the last evaluation's; speed and waiting are medians over the epochs.
+    Top-5 and the RMS calibration error are those of the last evaluation; speed and waiting are medians over the epochs.
+
+    Example:
+        >>> run = RunRecord(name="run", model="resnet18", augmentation="CropMix 234 mixup", epochs=2, records=[
+        ...     {"epoch": 0, "train_loss": 2.5, "images_per_second": 900.0, "seconds": 60.0, "top_1": 40.0}
+        ... ])
+        >>> print(table([run]).splitlines()[1][:61])
+        run  resnet18  CropMix 234 mixup  1 of 2     40.00 %     40.0
     """
     rows = [("run", "model", "augmentation", *_NUMBERS)]
     for run in runs:
@@ -190,8 +213,8 @@ def table(runs: Sequence[Run]) -> str:
     )
 
 
-def _percent(run: Run, key: str, pick: Callable[[list[float]], float] = lambda values: values[-1]) -> str:
-    """One of the values that there are, by default the last."""
+def _percent(run: RunRecord, key: str, pick: Callable[[list[float]], float] = lambda values: values[-1]) -> str:
+    """Format one of the values of a log entry, by default the last; a dash if there is none."""
     values = [record[key] for record in run.records if key in record]
     return f"{pick(values):.2f} %" if values else "-"
 
@@ -211,7 +234,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cro
     options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     runs = read_runs(options.runs)
     try:
-        save(draw(runs), options.output)
+        save(plot(runs), options.output)
     except ValueError as error:
         usage_error(f"--output {error}")
     print(table(runs))

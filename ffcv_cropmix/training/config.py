@@ -1,7 +1,7 @@
 """The options of train_imagenet.py: one dataclass per section, read from YAML and the command line.
 
-Sections and keys are those of ffcv-imagenet, so that its configuration files load, plus `cropmix`. Imports neither
-torch nor FFCV: a wrong option is answered at once.
+Sections and keys are those of ffcv-imagenet, so that its configuration files load, plus `cropmix`. This module imports
+neither torch nor FFCV, so that a wrong option is reported at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..options import Switch, parse_options, require
@@ -18,14 +18,13 @@ from ..options import Switch, parse_options, require
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     arch: str = "resnet18"
-    """Name of a torchvision classification architecture; with timm installed, timm/NAME for one of its own"""
+    """Name of a torchvision classification architecture, or timm/NAME with timm installed"""
     pretrained: Switch = 0
-    """Start from torchvision's ImageNet weights (downloaded); a head of another size starts afresh"""
+    """Start from torchvision's or timm's pretrained weights (downloaded); a head of another size is initialised anew"""
     num_classes: int | None = None
-    """Outputs of the model, at least 2; null: as many as the training set's sidecar names, else 1000"""
-
+    """Number of classes, at least 2; null: as many as the training set's sidecar names, else 1000"""
     cifar_stem: Switch = 0
-    """A ResNet for images of 32 px: its first convolution 3 x 3 with stride 1, and no pooling after it"""
+    """Use a ResNet stem for images of 32 px: a 3 x 3 convolution with stride 1, without pooling"""
 
     def __post_init__(self) -> None:
         require(self.num_classes is None or self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
@@ -36,11 +35,11 @@ class ResolutionConfig:
     min_res: int = 160
     """Side of the training images until epoch start_ramp, px"""
     max_res: int = 160
-    """Side of the training images from epoch end_ramp, px; in between, the nearest multiple of 32 on the line"""
+    """Side of the training images from epoch end_ramp, px; in between, linear, rounded to multiples of 32"""
     start_ramp: int = 0
-    """Epoch after which the side begins to grow"""
+    """Last epoch at min_res"""
     end_ramp: int = 0
-    """Epoch from which the side is max_res"""
+    """First epoch at max_res"""
 
     def __post_init__(self) -> None:
         require(self.min_res >= 1, "resolution.min_res", ">= 1 px", self.min_res)
@@ -53,17 +52,17 @@ class ResolutionConfig:
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     train_dataset: str
-    """Training set, a .beton file with the fields image and label"""
+    """Training set: a .beton file with the fields image and label"""
     val_dataset: str
-    """Validation set, likewise"""
+    """Validation set: a .beton file with the same fields"""
     num_workers: int | None = None
-    """Threads that decode and augment; null, or more than the process may use: all its cores"""
+    """Threads that decode and augment, at most one per core of the process; null: one per core"""
     in_memory: Switch = 1
-    """1: the files fit into the operating system's cache, order is fully random; 0: read page by page, quasi-random"""
+    """1: the files fit into the page cache, and the order is fully random; 0: pages are read in quasi-random order"""
     gpu: int = 0
-    """Index of the GPU; without CUDA the run is on the CPU"""
+    """Index of the GPU; without CUDA, the CPU is used"""
     flip_probability: float = 0.5
-    """Chance that a training image is mirrored left to right; 0 where that changes the class (digits, text)"""
+    """Probability of a horizontal flip; use 0 where a flip changes the class (digits, text)"""
 
     def __post_init__(self) -> None:
         workers = self.num_workers
@@ -75,18 +74,18 @@ class DataConfig:
 @dataclass(kw_only=True, slots=True)
 class LrConfig:
     lr: float = 0.5
-    """Peak learning rate, for the images of a step, or for lr.reference_batch_size"""
+    """Peak learning rate, for the global batch size, or for reference_batch_size if that is set"""
     reference_batch_size: int | None = None
-    """Images a step that lr.lr is for: it is multiplied by the images of a step / this; null: it is not"""
-    lr_schedule_type: Literal["cyclic", "step"] = "cyclic"
-    """cyclic: linear up to lr_peak_epoch, linear to 0 at the end; step: times step_ratio every step_length epochs, in a
-    line over the epoch before, and to 0 over the last epoch, as in ffcv-imagenet"""
+    """Batch size that lr.lr is meant for: the rate is scaled by global batch size / this; null: no scaling"""
+    lr_schedule_type: Literal["cyclic", "cosine", "step"] = "cyclic"
+    """cyclic: linear to the peak at lr_peak_epoch, then linear to 0; cosine: the same, but half a cosine to 0; step:
+    times step_ratio every step_length epochs, with ffcv-imagenet's linear ramps within an epoch"""
     lr_peak_epoch: float = 2
-    """cyclic: epochs until the peak; beyond the run it moves to the middle"""
+    """cyclic, cosine: epochs until the peak; a peak beyond the run is moved to its middle"""
     step_ratio: float = 0.1
-    """step: factor of each step"""
+    """step: factor of each drop"""
     step_length: int = 30
-    """step: epochs between steps"""
+    """step: epochs between drops"""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "lr.lr", "> 0", self.lr)
@@ -100,9 +99,9 @@ class LrConfig:
 @dataclass(kw_only=True, slots=True)
 class LoggingConfig:
     folder: str
-    """The run's own folder, made if missing: log, params.json, checkpoint.pt, final_weights.pt, curves.png"""
+    """Folder of this run alone, created if missing: log, params.json, checkpoint.pt, final_weights.pt, curves.png"""
     log_level: int = 1
-    """0: evaluate after the last epoch only; 1: after every epoch"""
+    """0: evaluate after the last epoch only; 1: evaluate after every epoch"""
     tensorboard: Switch = 1
     """Write the log for TensorBoard as well"""
 
@@ -113,13 +112,13 @@ class LoggingConfig:
 @dataclass(kw_only=True, slots=True)
 class ValidationConfig:
     batch_size: int = 512
-    """Images a batch"""
+    """Images per batch"""
     resolution: int = 224
     """Side of the validation images, px"""
     crop_ratio: float = 224 / 256
-    """They are the central square of this share of the shorter side, resized; 1: all of it"""
+    """Side of the central crop as a share of the shorter side of the image"""
     lr_tta: Switch = 1
-    """Average the outputs for each image and its mirror image"""
+    """Average the outputs for each image and its horizontal flip"""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "validation.batch_size", ">= 1", self.batch_size)
@@ -130,43 +129,43 @@ class ValidationConfig:
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     batch_size: int = 512
-    """Images a step in each process; with global_batch_size, at most so many at once"""
+    """Images per step in each process; with global_batch_size, the largest micro-batch"""
     global_batch_size: int | None = None
-    """Images a step of all processes together, in several parts where batch_size is smaller; null: batch_size each"""
+    """Images per optimizer step over all processes, accumulated in micro-batches; null: batch_size per process"""
     optimizer: Literal["sgd"] = "sgd"
-    """SGD with momentum, not Nesterov's"""
+    """SGD with momentum, without Nesterov's variant"""
     momentum: float = 0.9
-    """Momentum"""
+    """Momentum of SGD"""
     weight_decay: float = 4e-5
-    """L2 penalty; not on normalisation layers, biases and what timm exempts (tokens, positions, scales), see bn_wd"""
+    """L2 penalty; not on normalisation layers, biases and what timm exempts (tokens, positions, scales); see bn_wd"""
     bn_wd: Switch = 0
-    """Weight decay on all parameters"""
+    """Apply weight decay to all parameters"""
     epochs: int = 30
     """Passes over the training set"""
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """bce: binary cross-entropy, summed over the classes"""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes"""
+    """Share of the target that is spread over all classes"""
     mixup: float = 0
-    """Mix images of a batch with others, and their labels: alpha of torchvision's MixUp; 0: off"""
+    """Alpha of torchvision's MixUp, which mixes images of a batch and their labels; 0: off"""
     cutmix: float = 0
-    """Likewise, alpha of torchvision's CutMix; with both, one of them is drawn for each batch"""
+    """Alpha of torchvision's CutMix, likewise; if both are on, one of them is sampled per batch"""
     ema_decay: float = 0
-    """Decay a step of an average of the weights, which is evaluated and kept; 0: off"""
+    """Decay per step of an exponential moving average of the weights, which is evaluated and saved; 0: off"""
     precision: Literal["bf16", "fp16", "fp32"] | None = None
-    """fp16: with scaled losses; null: bf16 on a GPU, fp32 on the CPU"""
+    """bf16, fp16 (with loss scaling) or fp32; null: bf16 on a GPU, fp32 on the CPU"""
     compile: Switch = 0
-    """Compile the model with torch.compile, anew for each resolution"""
+    """Compile the model with torch.compile, once per resolution"""
     sync_bn: Switch = 0
-    """Batch normalisation over all processes; on GPUs only"""
+    """Synchronise batch normalisation over all processes; GPUs only"""
     distributed: Switch = 0
-    """Train in dist.world_size processes on this machine; torchrun does the same, on many, without it"""
+    """Start dist.world_size processes on this machine; not needed under torchrun"""
     use_blurpool: Switch = 0
-    """Blur before strided convolutions of at least 16 input channels"""
+    """Blur the input of strided convolutions with at least 16 input channels"""
     eval_only: Switch = 0
-    """Evaluate the checkpoint or the weights that `resume` names, and do not train"""
+    """Evaluate the checkpoint or weights file of `resume` instead of training"""
     seed: int = 0
-    """Of initial weights, order and augmentation, 0 to 2**32 - 1"""
+    """Seed of initial weights, order and augmentation, 0 to 2**32 - 1"""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "training.batch_size", ">= 1", self.batch_size)
@@ -185,11 +184,11 @@ class TrainingConfig:
 @dataclass(kw_only=True, slots=True)
 class DistConfig:
     world_size: int = 1
-    """Processes, one for each GPU; counts with training.distributed only"""
+    """Number of processes, one per GPU; used with training.distributed only"""
     address: str = "localhost"
-    """Host of the first process"""
+    """Host of the main process"""
     port: int = 12355
-    """Port of the first process"""
+    """Port of the main process"""
 
     def __post_init__(self) -> None:
         require(self.world_size >= 1, "dist.world_size", ">= 1", self.world_size)
@@ -199,15 +198,15 @@ class DistConfig:
 @dataclass(kw_only=True, slots=True)
 class CropMixConfig:
     enabled: Switch = 0
-    """1: CropMix as below; 0: RandomResizedCrop, one crop of 8 % of the image or more, on the same kernels"""
+    """1: CropMix; 0: RandomResizedCrop, one crop of at least 8 % of the image, from the same kernels"""
     scale: float = 0.01
-    """Smallest crop area as a share of the image's; (scale, 1) is cut into as many equal bands as there are crops"""
+    """Smallest crop area as a share of the image; (scale, 1) is divided into equal bands, one per crop"""
     number: int = 234
-    """Crops an image, 1 to 8; several digits: drawn from per image, 234 is 2, 3 or 4"""
+    """Crops per image, 1 to 8; of several digits one is sampled per image: 234 is 2, 3 or 4"""
     operation: Literal["mixup", "cutmix", 0, 1] = "mixup"
-    """How two crops are mixed; the authors write 0 for mixup and 1 for cutmix"""
+    """How crops are mixed; as in the authors' code, 0 is mixup and 1 is cutmix"""
     mix_ratio: float = 0.4
-    """mixup: the weight of n crops is drawn from Beta(mix_ratio / n, mix_ratio / n)"""
+    """mixup: with n crops, weights are sampled from Beta(mix_ratio / n, mix_ratio / n)"""
     inter_aug: Switch = 1
     """Permute the colour channels of one operand of each mix"""
 
@@ -218,7 +217,7 @@ class CropMixConfig:
         require(0 < self.mix_ratio < math.inf, "cropmix.mix_ratio", "> 0", self.mix_ratio)
 
     def mix(self) -> dict[str, Any]:
-        """What the decoder takes of these, beside the scale: one crop, if not enabled."""
+        """Return the decoder's options for these, except the scale; a single crop if CropMix is not enabled."""
         if not self.enabled:
             return {"number": 1}
         mixing = {"operation": self.operation, "mix_ratio": self.mix_ratio, "inter_aug": bool(self.inter_aug)}
@@ -227,36 +226,65 @@ class CropMixConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """Everything that a run depends on."""
+    """All options of a run.
+
+    Example:
+        >>> config = parse_config(["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=run"])
+        >>> config.label
+        {'model': 'resnet18', 'augmentation': 'RandomResizedCrop'}
+    """
+
+    may_differ = frozenset(
+        [
+            *("resume", "model.pretrained", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu"),
+            *("training.batch_size", "training.global_batch_size", "training.distributed", "training.compile"),
+            *("training.eval_only", "logging", "validation", "dist"),
+        ]
+    )
+    """What a resumed run may change, because it does not affect the optimisation. The global batch size may not"""
 
     model: ModelConfig
-    """The network"""
+    """Network"""
     resolution: ResolutionConfig
-    """Side of the training images over the epochs"""
+    """Side of the training images, by epoch"""
     data: DataConfig
-    """Where images come from"""
+    """Datasets and their loading"""
     cropmix: CropMixConfig
-    """The augmentation"""
+    """Augmentation"""
     lr: LrConfig
-    """Learning rate, set anew for each step"""
+    """Learning rate, set at every step"""
     training: TrainingConfig
     """Optimisation"""
     validation: ValidationConfig
     """Evaluation"""
     logging: LoggingConfig
-    """What the run leaves behind"""
+    """Files of the run"""
     dist: DistConfig
-    """Several processes"""
+    """Processes"""
     resume: str | None = None
-    """auto: go on from logging.folder's checkpoint.pt, if there is one; or a checkpoint's path; null: a new run"""
+    """auto: resume from logging.folder's checkpoint.pt, if it exists; or the path of a checkpoint; null: a new run"""
 
     def __post_init__(self) -> None:
         if self.training.eval_only and self.resume is None:
-            raise ValueError("training.eval_only=1 needs what to evaluate: --resume=FILE, a checkpoint or weights")
+            raise ValueError("training.eval_only=1 needs --resume=FILE, a checkpoint or weights to evaluate")
+
+    @property
+    def label(self) -> dict[str, str]:
+        """The model and the augmentation in short texts, for tables and plots."""
+        return {"model": self.model.arch, "augmentation": augmentation(asdict(self))}
 
 
 def augmentation(options: Mapping[str, Any]) -> str:
-    """In a few words, from what params.json holds: what happens to an image, and to a batch."""
+    """Describe the augmentation in a few words.
+
+    Args:
+        options: Options in sections, as params.json holds them.
+
+    Example:
+        >>> cropmix = {"enabled": 1, "number": 234, "operation": 0}
+        >>> augmentation({"cropmix": cropmix, "training": {"mixup": 0.2}})
+        'CropMix 234 mixup and mixup between images'
+    """
     cropmix, training = options["cropmix"], options["training"]
     text = "RandomResizedCrop"
     if cropmix["enabled"]:
@@ -266,17 +294,7 @@ def augmentation(options: Mapping[str, Any]) -> str:
     return text + (f" and {' or '.join(between)} between images" if between else "")
 
 
-MAY_DIFFER = frozenset(
-    [
-        *("resume", "model.pretrained", "data.train_dataset", "data.val_dataset", "data.num_workers", "data.gpu"),
-        *("training.batch_size", "training.global_batch_size", "training.distributed", "training.compile"),
-        *("training.eval_only", "logging", "validation", "dist"),
-    ]
-)
-"""Not a matter of what is optimised, and how: a run may go on with others. (Images a step are compared as such.)"""
-
-
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """The options of train_imagenet.py (default: the command line's), see `parse_options`."""
+    """Parse the options of train_imagenet.py (default: of the command line); see `parse_options`."""
     description = "Train an image classifier on .beton files, with CropMix or RandomResizedCrop."
     return parse_options(Config, arguments, prog="train_imagenet.py", description=description)

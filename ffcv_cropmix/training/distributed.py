@@ -1,4 +1,8 @@
-"""One process for each GPU, or several on the CPU: who they are, and what they have to agree on."""
+"""Processes of a distributed run: one per GPU, or several on the CPU.
+
+`join` connects this process to the others; `Processes` holds the collective operations that the trainers need;
+`split_batch` turns a global batch into micro-batches; `StopSignal` lets all processes stop at the same step.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import StringIO
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,97 +37,113 @@ T = TypeVar("T")
 
 _SAME_SIGNAL = 5.0  # s
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-DIVERGED = 1 << 16  # what StopSignal agrees on if a loss is not finite; above all signals
+DIVERGED = 1 << 16  # StopSignal.agreed() if a loss is not finite; greater than any signal number
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, and how many there are."""
+    """This process and its peers, in torch.distributed's terms.
+
+    Example:
+        >>> processes = Processes(torch.device("cpu"))
+        >>> processes.is_main, processes.world_size, processes.on_main(lambda: "written")
+        (True, 1, 'written')
+    """
 
     device: torch.device
-    """This one's"""
+    """Device of this process"""
     rank: int = 0
-    """Number of this one, from 0"""
-    count: int = 1
-    """All of them"""
-    on_machine: int = 1
-    """Those that share this machine's cores"""
+    """Rank of this process, from 0"""
+    world_size: int = 1
+    """Number of processes"""
+    local_world_size: int = 1
+    """Number of processes on this machine, which share its cores"""
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that reports and writes."""
+    def is_main(self) -> bool:
+        """Whether this is the process that reports and writes: rank 0."""
         return self.rank == 0
 
     @property
     def cores(self) -> int:
-        """Of this process, of those that the machine allows it."""
-        return max(1, len(os.sched_getaffinity(0)) // self.on_machine)
+        """Number of CPU cores for this process: an equal share of those that the machine allows."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
     def workers(self, wanted: int | None) -> int:
-        """Threads of a loader: so many, if there are as many cores; None: all cores."""
+        """Return the number of loader threads: `wanted`, limited to the cores of this process; None: all of them."""
         return min(wanted or self.cores, self.cores)
 
     def show(self, batches: Loader, name: str) -> Iterable[Any]:
-        """The batches; the first process shows how far they are."""
-        return progress(batches, len(batches), name) if self.first else batches
+        """Iterate over the batches; the main process shows the progress."""
+        return progress(batches, len(batches), name) if self.is_main else batches
 
     def mean(self, value: Tensor) -> Tensor:
-        """Over the processes, of a float tensor; in place."""
-        if self.count > 1:
+        """Average a float tensor over the processes, in place."""
+        if self.world_size > 1:
             dist.all_reduce(value)
-            value /= self.count
+            value /= self.world_size
         return value
 
     def gather(self, value: T) -> list[T]:
-        """What each process has, in all of them, by rank."""
-        values = [value] * self.count
-        if self.count > 1:
+        """Return the values of all processes, by rank. Each process gets the same list."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def by_first(self, action: Callable[[], T]) -> T | None:
-        """Do something in the first process; the others get None. If it fails there, all raise its DataError."""
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Run `action` in the main process and return its result; the other processes get None.
+
+        Raises:
+            DataError: The action raised it. All processes do, so that none waits for the others.
+        """
         result, failures = None, [""]
-        if self.first:
+        if self.is_main:
             try:
                 result = action()
             except DataError as error:
                 failures = [str(error)]
-        if self.count > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(failures)
         if failures[0]:
             raise DataError(failures[0])
         return result
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Copy buffers, such as the statistics of batch normalisation, from the first process to the others."""
-        if self.count > 1:
+        """Copy buffers, such as batch normalisation statistics, from the main process to the others."""
+        if self.world_size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over the processes."""
-        if self.count == 1:
+        """Wrap the model in DistributedDataParallel if there are several processes."""
+        if self.world_size == 1:
             return model
         devices = None if self.device.type == "cpu" else [self.device]
         return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
-    def exchange(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around a part of a step: gradients are exchanged in the last one only."""
+    def gradient_sync(self, model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Return the context for the forward and backward pass of a micro-batch.
+
+        Gradients are synchronised in the last micro-batch of a step only.
+        """
         if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
             return model.no_sync()
         return nullcontext()
 
 
 def join(gpu: int, local: DistConfig | None = None) -> Processes:
-    """Choose the device, give torch this process's cores, and join the others if torchrun started this one.
+    """Choose the device, limit torch to the cores of this process, and join the process group under torchrun.
 
-    Processes use nccl on GPUs, and gloo on CPUs.
+    The backend is nccl on GPUs and gloo on CPUs.
 
     Args:
-        gpu: index of the one to use, where there are any, without torchrun.
-        local: without torchrun, and if it says so of several processes: start this program again in as many, under
-            torchrun, on this machine. Then it does not return.
+        gpu: Index of the GPU to use without torchrun. Ignored on a machine without GPUs.
+        local: Without torchrun and with a `world_size` above 1, replace this program by torchrun, which starts it
+            again in that many processes on this machine. Then this function does not return.
+
+    Returns:
+        This process and its peers.
     """
     gpus = torch.cuda.device_count()
     if "LOCAL_RANK" not in os.environ:
@@ -134,15 +154,15 @@ def join(gpu: int, local: DistConfig | None = None) -> Processes:
         if gpus and gpu >= gpus:
             usage_error(f"data.gpu={gpu}: there are {gpus} GPUs, numbered from 0")
         return _with_threads(Processes(_use(gpu if gpus else None)))
-    local_rank, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if 0 < gpus < on_machine:
-        usage_error(f"{on_machine} processes on this machine, which has {gpus} GPUs")
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if 0 < gpus < local_world_size:
+        usage_error(f"there are {local_world_size} processes on this machine, but {gpus} GPUs")
     device = _use(local_rank if gpus else None)
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", device_id=device if gpus else None)
     atexit.register(dist.destroy_process_group)
     if dist.get_rank() > 0:
-        sys.stdout = StringIO()  # the first one reports
-    return _with_threads(Processes(device, dist.get_rank(), dist.get_world_size(), on_machine))
+        sys.stdout = StringIO()  # the main process reports
+    return _with_threads(Processes(device, dist.get_rank(), dist.get_world_size(), local_world_size))
 
 
 def _with_threads(processes: Processes) -> Processes:
@@ -158,7 +178,7 @@ def _use(gpu: int | None) -> torch.device:
 
 
 def _check_address(local: DistConfig) -> None:
-    """End the program with one line if the first process cannot be reached: torchrun's answer is a page."""
+    """End the program with one line if the main process cannot be reached; torchrun would print a page."""
     try:
         socket.getaddrinfo(local.address, local.port)
     except OSError as error:
@@ -174,67 +194,80 @@ def _check_address(local: DistConfig) -> None:
 def _start_again(local: DistConfig) -> None:
     _check_address(local)
     names = ",".join(signal.Signals(number).name for number in (*STOPPING, signal.SIGQUIT))
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", names)  # torchrun hands them on to its processes
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", names)  # torchrun forwards these to its processes
     where = [f"--nproc-per-node={local.world_size}", f"--master-addr={local.address}", f"--master-port={local.port}"]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would say that it sets it; the trainer sets torch's own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would print a warning; join() sets the threads
     os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *where, *_this_program()])
 
 
 def _this_program() -> list[str]:
-    """How it was started: a script or, with python -m, a module; and its arguments."""
+    """Return the command line of this program: a script or, with python -m, a module, and the arguments."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     return [*(["-m", module.name] if module else sys.argv[:1]), *sys.argv[1:]]
 
 
-def split_batch(batch_size: int, global_batch_size: int | None, processes: int) -> tuple[int, int]:
-    """How the images of a step are dealt out: (images at once in a process, times that it takes so many).
+class BatchSplit(NamedTuple):
+    """How each process works through its share of a global batch."""
+
+    micro_batch_size: int
+    """Images in one forward pass"""
+    accumulation_steps: int
+    """Micro-batches per optimiser step"""
+
+
+def split_batch(
+    batch_size: int, global_batch_size: int | None = None, *, world_size: int = 1, images: int | None = None
+) -> BatchSplit:
+    """Split a global batch into equal micro-batches for gradient accumulation.
 
     Args:
-        batch_size: at most so many at once; without a global_batch_size, so many.
-        global_batch_size: images of a step, of all processes together.
+        batch_size: Most images that a process takes at once. Without a `global_batch_size`, the number of images per
+            process and step.
+        global_batch_size: Images per optimiser step, over all processes.
+        world_size: Number of processes.
+        images: Size of the training set, to check against; None: do not check.
+
+    Returns:
+        The largest micro-batch size that divides each process's share, and the number of accumulation steps.
 
     Raises:
-        ValueError: it cannot be shared equally.
+        ValueError: The global batch is not a multiple of `world_size`, or larger than the training set.
+
+    Example:
+        >>> split_batch(512, 4096, world_size=8)
+        BatchSplit(micro_batch_size=512, accumulation_steps=1)
+        >>> split_batch(512, 4096)
+        BatchSplit(micro_batch_size=512, accumulation_steps=8)
     """
-    if global_batch_size is None:
-        return batch_size, 1
-    share, rest = divmod(global_batch_size, processes)
-    if rest:
-        raise ValueError(f"training.global_batch_size={global_batch_size} is not a multiple of {processes} processes")
-    parts = next(parts for parts in range(-(-share // batch_size), share + 1) if share % parts == 0)
-    return share // parts, parts
-
-
-def deal_step(batch_size: int, global_batch_size: int | None, *, images: int, processes: Processes) -> tuple[int, int]:
-    """`split_batch`, for a training set of so many images; what is wrong ends the program with one line."""
-    try:
-        at_once, parts = split_batch(batch_size, global_batch_size, processes.count)
-    except ValueError as error:
-        usage_error(str(error))
-    if at_once * parts * processes.count > images:
-        usage_error(f"{at_once * parts * processes.count} images a step are more than {images}, the whole training set")
-    return at_once, parts
+    whole = global_batch_size or batch_size * world_size
+    share, remainder = divmod(whole, world_size)
+    if remainder:
+        raise ValueError(f"training.global_batch_size={whole} is not a multiple of {world_size} processes")
+    if images is not None and whole > images:
+        raise ValueError(f"the global batch of {whole} images is larger than the training set of {images}")
+    steps = next(steps for steps in range(-(-share // batch_size), share + 1) if share % steps == 0)
+    return BatchSplit(share // steps, steps)
 
 
 class StopSignal:
-    """A signal that asks for the end, kept until all processes can stop at the same step.
+    """Catch a signal that asks the run to stop, and hold it until all processes can stop at the same step.
 
-    Such are SIGTERM, SIGINT, what schedulers send before a time limit (SIGUSR1, SIGUSR2, SIGXCPU), and SIGHUP, unless
-    nohup had it ignored. Another one, more than 5 s later, ends the process at once. Until then it may be the same one:
-    both a scheduler and torchrun send it.
+    Caught are SIGTERM, SIGINT, the signals that schedulers send before a time limit (SIGUSR1, SIGUSR2, SIGXCPU), and
+    SIGHUP, unless nohup ignores it. A second signal more than 5 s later ends the process at once. An earlier one is
+    ignored, because a scheduler and torchrun may both forward the same signal.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._received, self._since = 0, 0.0
         self._diverged = False
-        self._alone = processes.count == 1
+        self._alone = processes.world_size == 1
         self._asked: tuple[Any, Tensor] | None = None
         for number in STOPPING:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._keep)
 
     def diverge(self) -> None:
-        """Stop because a loss is not finite: `agreed` says DIVERGED, at once or a step later."""
+        """Ask for a stop because a loss is not finite: `agreed` returns DIVERGED, at once or one step later."""
         self._diverged = True
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
@@ -248,10 +281,10 @@ class StopSignal:
             self._received, self._since = number, now
 
     def agreed(self) -> int:
-        """The number of the signal to stop for, DIVERGED, or 0: the same in all processes, which all ask at each step.
+        """Return the signal to stop for, DIVERGED, or 0: the same number in all processes.
 
-        With several processes it is what any of them had received when they asked the time before: the answer came
-        while they worked, on the CPU, and nothing waits for a GPU.
+        Every process must call this at every step. With several processes, the result is what any of them had received
+        by the previous call: the exchange runs in the background, on the CPU, so nothing waits for a GPU.
         """
         asked = DIVERGED if self._diverged else self._received
         if self._alone:
@@ -267,7 +300,7 @@ class StopSignal:
 
 
 def mute_closed_terminal(*descriptors: int) -> None:
-    """Let what is written to a terminal that is gone get lost: it would fail before the checkpoint is written."""
+    """Redirect descriptors of a closed terminal to /dev/null: writing to them would fail before the run is saved."""
     for descriptor in descriptors:
         try:
             termios.tcgetattr(descriptor)
@@ -279,5 +312,5 @@ def mute_closed_terminal(*descriptors: int) -> None:
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch for one step: what it draws (dropout, mixing of images) is the same in a run that is resumed."""
+    """Seed torch for one step, so that a resumed run samples the same dropout masks and mixes of images."""
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0]))

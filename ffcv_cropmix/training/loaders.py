@@ -1,4 +1,4 @@
-"""Batches for trainers, on their device."""
+"""Loaders and pipelines for trainers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from .distributed import Processes
 
 
 class Renumber(nn.Module):
-    """Replace labels, int64 (N,), by `numbers[label]`."""
+    """Replace each label by `numbers[label]`: int64 (N,) to int64 (N,).
+
+    Example:
+        >>> Renumber([2, 0, 1])(torch.tensor([0, 0, 1]))
+        tensor([2, 2, 0])
+    """
 
     numbers: Tensor
 
@@ -28,14 +33,14 @@ class Renumber(nn.Module):
 
 
 def pipelines(decoder: Any, device: torch.device, numbers: Sequence[int] | None = None) -> dict[str, list[Any]]:
-    """What happens to the fields of a sample: images, uint8 (N, 3, H, W), and labels, int64 (N,), on the device.
+    """Return the pipelines of the fields: images, uint8 (N, 3, H, W), and labels, int64 (N,), on the device.
 
-    FFCV copies to the GPU on a stream of its own, while the model works.
+    FFCV copies to the GPU on its own stream, while the model works.
 
     Args:
-        decoder: of the images.
-        device: where batches are needed.
-        numbers: the output of the model for each label, see `datasets.match_classes`; None: labels are outputs.
+        decoder: Decoder of the images.
+        device: Device of the batches.
+        numbers: Output of the model for each label; see `match_classes`. None: labels are outputs.
     """
     renumber = [] if numbers is None else [Renumber(numbers).to(device)]
     return {
@@ -47,12 +52,14 @@ def pipelines(decoder: Any, device: torch.device, numbers: Sequence[int] | None 
 def training_loader(
     data: DataConfig, fields: Mapping[str, Sequence[Any] | None], *, batch_size: int, seed: int, processes: Processes
 ) -> Loader:
-    """Batches of the training set, in random order, shared by the processes.
+    """Create the loader of the training set, in random order, sharded over the processes.
 
     Args:
-        fields: what happens to each, see `pipelines`.
-        batch_size: images at once in a process.
-        seed: of the order.
+        data: Dataset and loading options.
+        fields: Pipelines of the fields; see `pipelines`.
+        batch_size: Images per micro-batch.
+        seed: Seed of the order.
+        processes: This process and its peers.
     """
     return Loader(
         data.train_dataset,
@@ -60,7 +67,7 @@ def training_loader(
         num_workers=processes.workers(data.num_workers),
         os_cache=bool(data.in_memory),
         order=OrderOption.RANDOM if data.in_memory else OrderOption.QUASI_RANDOM,
-        distributed=processes.count > 1,
+        distributed=processes.world_size > 1,
         seed=seed,
         drop_last=True,
         pipelines=fields,
@@ -70,14 +77,14 @@ def training_loader(
 def validation_loader(
     data: DataConfig, decoder: Any, *, batch_size: int, processes: Processes, numbers: Sequence[int] | None = None
 ) -> Loader:
-    """Batches of the validation set, in the file's order: each image in exactly one process.
+    """Create the loader of the validation set, in file order: each image in exactly one process.
 
     Args:
-        data: where it is.
-        decoder: of the images.
-        batch_size: images at once in a process.
-        processes: this one, and how many there are.
-        numbers: see `pipelines`.
+        data: Dataset and loading options.
+        decoder: Decoder of the images.
+        batch_size: Images per batch, in each process.
+        processes: This process and its peers.
+        numbers: Output of the model for each label; see `pipelines`.
     """
     return Loader(
         data.val_dataset,
@@ -85,7 +92,7 @@ def validation_loader(
         num_workers=processes.workers(data.num_workers),
         os_cache=bool(data.in_memory),
         order=OrderOption.SEQUENTIAL,
-        distributed=processes.count > 1,
+        distributed=processes.world_size > 1,
         drop_last=False,
         pipelines=pipelines(decoder, processes.device, numbers),
     )

@@ -1,4 +1,4 @@
-"""What a run says while it goes, and what it leaves behind."""
+"""The messages and files of a run: speed, log, weights, and the lock on its folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import IO, Any, TypeVar
 
 import torch
@@ -23,24 +21,32 @@ from torch import Tensor, nn
 from ..data.replacing import replacing
 from ..errors import DataError
 from .checkpoint import write
-from .config import Config, augmentation
 
 T = TypeVar("T")
 
 
 class Meter:
-    """Speed, loss and waiting of an epoch while it goes. Reads the loss late, so that nothing waits for a GPU.
+    """Measure speed, loss and waiting time during an epoch.
+
+    The loss is read a step late, so that nothing waits for the GPU.
 
     Args:
-        images: of a step, of all processes together.
-        announce: print how long the first batch took.
+        global_batch_size: Images per optimizer step, over all processes.
+        announce: Print how long the first batch took.
+
+    Example:
+        >>> meter = Meter(64)
+        >>> for step, batch in enumerate(meter.watch(["images", "more images"]), start=1):
+        ...     meter.step(torch.tensor(2.5 * step), step, lr=0.1)
+        >>> "loss 2.500, lr 0.1" in meter.status()
+        True
     """
 
     finite: bool = True
-    """Whether all losses that were read so far are finite"""
+    """Whether all losses read so far are finite"""
 
-    def __init__(self, images: int, *, announce: bool = False) -> None:
-        self._images = images
+    def __init__(self, global_batch_size: int, *, announce: bool = False) -> None:
+        self._global_batch_size = global_batch_size
         self._announce = announce
         self._started = self._first_batch = self._now = time.perf_counter()
         self._waited = 0.0
@@ -49,7 +55,7 @@ class Meter:
         self._late: tuple[Tensor, int, float, torch.cuda.Event | None] | None = None
 
     def watch(self, batches: Iterable[T]) -> Generator[T, None, None]:
-        """The batches; the time until the first one is not part of speed and waiting."""
+        """Iterate over the batches and measure the waits for them, except for the first one."""
         source = iter(batches)
         asked = time.perf_counter()
         for batch in source:
@@ -57,14 +63,20 @@ class Meter:
             if self._first_batch == self._started:
                 self._first_batch = self._now
                 if self._announce:
-                    print(f"first batch after {self.seconds:.1f} s: it is compiled for", flush=True)
+                    print(f"first batch after {self.seconds:.1f} s, with the compilation of the pipeline", flush=True)
             else:
                 self._waited += self._now - asked
             yield batch
             asked = time.perf_counter()
 
     def step(self, loss_sum: Tensor, steps: int, lr: float) -> None:
-        """A step is done. `loss_sum` is over so many steps of the epoch, on the device."""
+        """Count a step.
+
+        Args:
+            loss_sum: Sum of the losses of the epoch so far, on the device.
+            steps: Steps of the epoch so far.
+            lr: Learning rate of the step.
+        """
         self._steps += 1
         self._now = time.perf_counter()
         if self._late:
@@ -82,40 +94,42 @@ class Meter:
         self._late = value, steps, lr, event
 
     def status(self) -> str:
-        """In a line, for a bar of progress."""
+        """Return speed, loss, learning rate and waiting as one line, for a progress bar."""
         parts = [f"{self.images_per_second:,.0f} images/s", self._shown, f"{self.waiting:.1f} % waiting"]
         return ", ".join(part for part in parts if part)
 
     @property
     def images_per_second(self) -> float:
-        return self._steps * self._images / max(self._now - self._first_batch, 1e-9)
+        """Images of all processes per second, since the first batch."""
+        return self._steps * self._global_batch_size / max(self._now - self._first_batch, 1e-9)
 
     @property
     def seconds(self) -> float:
+        """Seconds since the start of the epoch."""
         return self._now - self._started
 
     @property
     def waiting(self) -> float:
-        """Percent."""
+        """Share of the time since the first batch that the loop waited for batches, percent."""
         return 100 * self._waited / max(self._now - self._first_batch, 1e-9)
 
     def finish(self) -> None:
-        """The epoch is over, and its last loss was read."""
+        """Stop the clock: the epoch is over, and its last loss was read."""
         self._now = time.perf_counter()
 
 
-_locked: list[IO[str]] = []  # open, and so locked, until the process ends
+_locked: list[IO[str]] = []  # kept open, and so locked, until the process ends
 
 
 def claim(folder: Path, resume: str | None) -> None:
-    """Make a folder, and reserve it for this process until it ends, however it ends.
+    """Create the folder of a run and lock it until this process ends.
 
     Args:
-        folder: of a run.
-        resume: "auto", or the path of a checkpoint: the folder may hold that run. None: it must not hold one.
+        folder: Folder of the run.
+        resume: None: the folder must not hold a run yet. "auto" or the path of a checkpoint: it may hold that run.
 
     Raises:
-        DataError: another process has reserved it, it holds another run, or it cannot be written.
+        DataError: Another process has locked the folder, it holds another run, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,16 +140,16 @@ def claim(folder: Path, resume: str | None) -> None:
         return
     own = folder / "checkpoint.pt"
     if resume is None:
-        hint = "choose another folder, go on with --resume=auto, or remove it"
+        hint = "choose another folder, continue the run with --resume=auto, or remove it"
         raise DataError(f"{folder} already holds a run: {hint}")
     if not own.exists():
         raise DataError(f"{folder} holds a run without its checkpoint.pt: choose another folder, or remove it")
     if resume != "auto" and own.resolve() != Path(resume).resolve():
-        raise DataError(f"{folder} already holds a run, which is not that of {resume}: choose another folder")
+        raise DataError(f"{folder} already holds another run than {resume}: choose another folder")
 
 
 def _lock(folder: Path) -> None:
-    """Lock `folder`'s file .lock. The lock is the process's: it ends with it, and forks of it do not have it."""
+    """Lock the file .lock in `folder`. The lock ends with the process, and forks do not inherit it."""
     file = (folder / ".lock").open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,7 +157,7 @@ def _lock(folder: Path) -> None:
         file.seek(0)
         raise DataError(f"another run, {file.read().strip()}, is writing to {folder}: choose another folder") from None
     except OSError as error:
-        print(f"{folder} cannot be locked ({error.strerror}): no other run may write to it", file=sys.stderr)
+        print(f"{folder} cannot be locked ({error.strerror}): let no other run write to it", file=sys.stderr)
     _locked.append(file)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -151,21 +165,26 @@ def _lock(folder: Path) -> None:
 
 
 class RunLog:
-    """The run's folder: `log`, a JSON line an epoch; `params.json`, the options; TensorBoard's events.
+    """Write the files of a run: `log`, one JSON line per epoch; `params.json`; TensorBoard events.
 
-    Entries of an epoch are: epoch, from 0; train_loss, mean over the steps, nats; lr of the last step;
-    images_per_second of all processes, without the wait for the first batch, for which FFCV compiles; seconds, with
-    that wait, without evaluation; waiting, the share of the time in which the loop waited for the loader, percent,
-    again without that wait; and what the trainer adds.
+    The entries of an epoch are
+
+    - epoch, from 0;
+    - train_loss, the mean over the steps, nats;
+    - lr, of the last step;
+    - images_per_second, of all processes, without the wait for the first batch, in which FFCV compiles the pipeline;
+    - seconds, with that wait, without the evaluation;
+    - waiting, the share of the time that the loop waited for the loader, percent, without that wait;
+    - and what the trainer adds.
 
     Args:
-        folder: exists, and is this run's: see `claim`.
-        options: of the run.
-        resumed: the entries of the run that goes on; none for a new one.
-        tensorboard: write the entries for TensorBoard as well.
+        folder: Folder of the run. It exists and is locked; see `claim`.
+        options: Options of the run, for params.json.
+        resumed: Entries of the epochs before this run was resumed; empty for a new run.
+        tensorboard: Write the entries for TensorBoard as well.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: The folder cannot be written.
     """
 
     def __init__(
@@ -180,7 +199,7 @@ class RunLog:
         self.records = list(resumed)
         self._log = folder / "log"
         _write(folder / "params.json", json.dumps(options, indent=2) + "\n")
-        if self.records:  # the log may have an epoch that the checkpoint lacks
+        if self.records:  # the log may hold an epoch that the checkpoint lacks
             _write(self._log, "".join(json.dumps(entries) + "\n" for entries in self.records))
         else:
             self._log.unlink(missing_ok=True)
@@ -192,10 +211,14 @@ class RunLog:
                 self._board = SummaryWriter(folder, purge_step=len(self.records))
 
     def add(self, entries: dict[str, Any], epochs: int) -> None:
-        """Append an epoch of so many to the log, and say it in a line.
+        """Append an epoch to the log, and print it.
+
+        Args:
+            entries: Entries of the epoch.
+            epochs: Length of the run.
 
         Raises:
-            DataError: it cannot be written: the log is as it was.
+            DataError: The log cannot be written. It is left unchanged.
         """
         self.records.append(entries)
         with _writing(self._log):
@@ -221,7 +244,7 @@ class RunLog:
         )
 
     def save_weights(self, network: nn.Module) -> Path:
-        """Write the network's state dict, with its metadata, on the CPU, to `final_weights.pt`."""
+        """Write the state dict of the network, on the CPU and with its metadata, to `final_weights.pt`."""
         state = network.state_dict()
         for key, value in state.items():
             state[key] = value.cpu()
@@ -230,32 +253,9 @@ class RunLog:
         return path
 
 
-def closing_table(config: Config, log: RunLog, weights: Path) -> str:
-    """The last evaluation, the speed and the time, as aligned lines."""
-    last = log.records[-1]
-    seconds = round(sum(entries["seconds"] for entries in log.records))
-
-    def typical(name: str) -> float:
-        return median(entries[name] for entries in log.records)
-
-    rows = {
-        "model": f"{config.model.arch}, {config.training.epochs} epochs, {augmentation(asdict(config))}",
-        "top-1": f"{last['top_1']:.2f} %",
-        "top-5": f"{last['top_5']:.2f} %",
-        "validation loss": f"{last['val_loss']:.4f}",
-        "RMS calibration error": f"{last['rms_calibration_error']:.2f} %",
-        "training loss": f"{last['train_loss']:.4f}",
-        "training images/s": f"{typical('images_per_second'):,.0f}",
-        "training time": f"{seconds // 60} min {seconds % 60} s",
-        "waiting for images": f"{typical('waiting'):.1f} % of the time",
-        "weights": str(weights),
-    }
-    return "\n".join(f"{name:<23}{value}" for name, value in rows.items())
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Make a DataError of what goes wrong in writing, also in TensorBoard's thread, which would print a traceback."""
+    """Turn an OSError into a DataError, and keep TensorBoard's writer thread from printing a traceback of it."""
     before, threading.excepthook = threading.excepthook, _print_unless_it_is_raised_too
     try:
         yield

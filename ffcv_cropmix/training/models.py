@@ -1,4 +1,4 @@
-"""The network: any torchvision architecture, BlurPool, normalisation inside, parameter groups."""
+"""Networks of torchvision and timm, BlurPool, normalisation in the model, and optimizers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,24 @@ _NORM_LAYERS = (
     nn.RMSNorm,
 )
 _TIMM = "timm/"
-_HALF = ("googlenet", "inception_v3")  # with auxiliary heads; torchvision's weights take images normalised by 0.5
+_HALF = (
+    "googlenet",
+    "inception_v3",
+)  # their weights take images normalised by 0.5; they have auxiliary heads
 _DESCRIPTION = "ffcv_cropmix"  # key in the metadata of state dicts
-_BLURPOOL_MIN_CHANNELS = 16  # leaves the stem, whose input is the image, as it is
+_BLURPOOL_MIN_CHANNELS = 16  # excludes the stem, whose input is the image
 
 
 class BlurPoolConv2d(nn.Conv2d):
-    """A strided convolution that blurs its input first (Zhang 2019), against aliasing.
+    """A strided convolution that blurs its input first, to reduce aliasing (Zhang 2019, arXiv 1904.11486).
 
-    The filter is the 3 x 3 binomial, each channel on its own, zero-padded. The keys of the state dict are those of
-    the convolution that it replaces, and `blur`: a network without the blur does not load them by mistake.
+    The filter is the 3 x 3 binomial, applied to each channel with zero padding. The state dict has the keys of the
+    convolution that it replaces, plus `blur`, so that a network without the blur cannot load it by mistake.
+
+    Example:
+        >>> blurred = BlurPoolConv2d.replacing(nn.Conv2d(16, 8, 3, stride=2, padding=1))
+        >>> blurred(torch.zeros(1, 16, 9, 9)).shape
+        torch.Size([1, 8, 5, 5])
     """
 
     _version = 2  # of the state dict: 1 had no `blur`
@@ -43,7 +51,7 @@ class BlurPoolConv2d(nn.Conv2d):
 
     @classmethod
     def replacing(cls, conv: nn.Conv2d) -> BlurPoolConv2d:
-        """The same convolution, with the same parameters, behind the blur."""
+        """Create one from a convolution, with the same parameters."""
         blurred = cls(
             conv.in_channels,
             conv.out_channels,
@@ -54,7 +62,7 @@ class BlurPoolConv2d(nn.Conv2d):
             conv.groups,
             conv.bias is not None,
             conv.padding_mode,
-            device="meta",  # draws no random numbers
+            device="meta",  # samples no random numbers
         )
         blurred.weight, blurred.bias = conv.weight, conv.bias
         binomial = torch.tensor([1.0, 2.0, 1.0], device=conv.weight.device)
@@ -74,7 +82,7 @@ class BlurPoolConv2d(nn.Conv2d):
 
 
 def apply_blurpool(module: nn.Module) -> None:
-    """Blur before every strided convolution with at least 16 input channels, in place."""
+    """Blur the input of every strided convolution with at least 16 input channels, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= _BLURPOOL_MIN_CHANNELS:
             setattr(module, name, BlurPoolConv2d.replacing(child))
@@ -83,15 +91,21 @@ def apply_blurpool(module: nn.Module) -> None:
 
 
 def describe(network: nn.Module, **facts: Any) -> None:
-    """Let the state dict of a network say what its tensors do not, such as the normalisation of its images.
+    """Add facts to a network's state dict that its tensors do not contain, such as the normalisation of images.
 
-    The description is in the metadata of the state dict, `state_dict._metadata`, which torch.save keeps; `description`
-    reads it. The network refuses a state dict that describes another network, with a DataError; other modules ignore
-    the description.
+    The description is stored in the metadata of the state dict, `state_dict._metadata`, which torch.save keeps.
+    `description` reads it. The network raises a DataError for a state dict that describes another network; other
+    modules ignore the description.
 
     Args:
-        network: any module. Copies of it are described as well.
-        facts: added to what was said before: numbers, strings, None, and lists of them.
+        network: Any module. Copies of it keep the description.
+        facts: Facts to add to the description: numbers, strings, None, and lists of them.
+
+    Example:
+        >>> network = nn.Linear(2, 3)
+        >>> describe(network, classes=["cat", "dog", "newt"])
+        >>> description(network.state_dict())
+        {'classes': ['cat', 'dog', 'newt']}
     """
     if not hasattr(network, "description"):
         network.description = {}  # type: ignore[assignment]
@@ -113,7 +127,7 @@ def _compare_descriptions(module: Any, state: Any, prefix: str, metadata: dict[s
 
 
 def description(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What `describe` said of the network of a state dict; empty if nothing."""
+    """Return the description in a state dict (see `describe`), or an empty dictionary."""
     for metadata in getattr(state, "_metadata", {}).values():
         if _DESCRIPTION in metadata:
             return dict(metadata[_DESCRIPTION])
@@ -121,10 +135,18 @@ def description(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class NormalizedModel(nn.Module):
-    """`network` behind its normalisation: images are uint8 (N, 3, H, W), as the loader delivers them.
+    """A network that normalises its images: it takes uint8 (N, 3, H, W), as the loader delivers them.
 
-    Mean and standard deviation are those of the network's description, see `describe`, or ImageNet's. What is worth
-    saving is `network.state_dict()`, which has no tensors of this wrapper.
+    Mean and standard deviation are those of the network's description (see `describe`), or else ImageNet's. To save
+    the model, save `network.state_dict()`: this wrapper adds nothing to it.
+
+    Args:
+        network: Takes normalised float images (N, 3, H, W).
+
+    Example:
+        >>> model = NormalizedModel(nn.Identity())
+        >>> model(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))[0, :, 0, 0]  # -mean / std
+        tensor([-2.1179, -2.0357, -1.8044])
     """
 
     scale: Tensor
@@ -144,7 +166,14 @@ class NormalizedModel(nn.Module):
 
 
 def check_arch(arch: str) -> None:
-    """Raise ValueError, naming close ones, if there is no classification architecture of that name."""
+    """Check that a classification architecture exists.
+
+    Raises:
+        ValueError: It does not exist. The message lists similar names.
+
+    Example:
+        >>> check_arch("resnet50")
+    """
     library, known = "torchvision", torchvision.models.list_models(module=torchvision.models)
     if arch.startswith(_TIMM):
         try:
@@ -160,12 +189,12 @@ def check_arch(arch: str) -> None:
 
 
 def takes_half(arch: str | None) -> bool:
-    """Whether torchvision's weights of an architecture take images normalised by 0.5, unlike others of that name."""
+    """Return whether torchvision's weights of an architecture take images normalised by 0.5, unlike other weights."""
     return arch in _HALF
 
 
 def with_library(arch: str, *, timm: bool) -> str:
-    """The name of an architecture of a checkpoint: timm/NAME where it is timm's, or not one of torchvision's."""
+    """Return a checkpoint's architecture as timm/NAME if it is timm's, or unknown to torchvision."""
     if not timm and arch in torchvision.models.list_models(module=torchvision.models):
         return arch
     try:
@@ -176,12 +205,12 @@ def with_library(arch: str, *, timm: bool) -> str:
 
 
 def apply_cifar_stem(network: nn.Module) -> None:
-    """Make a torchvision ResNet one for images of 32 px, in place: its first convolution 3 x 3, no pooling.
+    """Replace the stem of a torchvision ResNet by one for images of 32 px, in place: a 3 x 3 convolution, no pooling.
 
     Source: He et al. 2015, arXiv 1512.03385, section 4.2.
 
     Raises:
-        ValueError: it is no ResNet.
+        ValueError: The network is not a ResNet of torchvision.
     """
     if not isinstance(network, torchvision.models.ResNet):
         raise ValueError(f"model.cifar_stem=1 is for torchvision's ResNets, not for {type(network).__name__}")
@@ -193,23 +222,28 @@ def apply_cifar_stem(network: nn.Module) -> None:
 def create_network(
     arch: str, num_classes: int, *, pretrained: bool = False, blurpool: bool = False, cifar_stem: bool = False
 ) -> nn.Module:
-    """A classifier that takes normalised float images (N, 3, H, W), and says of itself what its weights need.
+    """Create a classifier for normalised float images (N, 3, H, W), with a description of itself.
 
-    Its description (see `describe`) has arch, num_classes, blurpool, cifar_stem, and mean and std of the normalisation:
-    ImageNet's, timm's for its architectures, and 0.5 for torchvision's weights of googlenet and inception_v3 (whose
-    `transform_input` computes that from ImageNet's).
+    The description (see `describe`) contains arch, num_classes, blurpool, cifar_stem, and mean and std of the
+    normalisation: ImageNet's, timm's for its architectures, and 0.5 for torchvision's weights of googlenet and
+    inception_v3 (whose `transform_input` converts from ImageNet's).
 
     Args:
-        arch: name of a torchvision classification architecture, such as resnet50, or timm/NAME.
-        num_classes: outputs.
-        pretrained: start from torchvision's default weights; parameters whose shape depends on `num_classes` and does
-            not fit start afresh, and are named.
-        blurpool: see `apply_blurpool`.
-        cifar_stem: see `apply_cifar_stem`.
+        arch: Name of a torchvision classification architecture, such as resnet50, or timm/NAME.
+        num_classes: Number of outputs.
+        pretrained: Start from the default pretrained weights. Parameters whose shape does not fit `num_classes` are
+            initialised anew, and listed on stdout.
+        blurpool: See `apply_blurpool`.
+        cifar_stem: See `apply_cifar_stem`.
 
     Raises:
-        ValueError: there is no such architecture; names close ones. Or the stem does not fit.
-        DataError: there are no pretrained weights, or they cannot be downloaded.
+        ValueError: The architecture does not exist, or the stem does not fit it.
+        DataError: There are no pretrained weights, or they cannot be downloaded.
+
+    Example:
+        >>> network = create_network("squeezenet1_1", 10)
+        >>> network.eval()(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
     """
     check_arch(arch)
     create = _create_timm if arch.startswith(_TIMM) else _create_torchvision
@@ -365,33 +399,3 @@ def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     return torch.autocast(device.type, kind, enabled=precision != "fp32")
-
-
-def estimate_bytes(network: nn.Module, images: int, side: int, *, half: bool, averaged: bool) -> int:
-    """Memory that training takes: parameters, gradients, momentum, and what the forward pass keeps for the backward.
-
-    From a pass without data (on torch's meta device); what libraries and the allocator add is not counted.
-
-    Args:
-        images: at once.
-        side: of them, px.
-        half: kept in 16 bits.
-        averaged: with an average of the weights.
-    """
-    network = copy.deepcopy(network).to("meta").train()
-    for module in network.modules():
-        if isinstance(module, nn.SyncBatchNorm):
-            module.eval()  # it would look for a GPU; what it keeps is the same
-    parameters = {parameter.untyped_storage()._cdata: parameter.nbytes for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = network(torch.empty(images, 3, side, side, device="meta"))
-    del outputs  # until here storages are alive, and their addresses their own
-    activations = sum(size for storage, size in kept.items() if storage not in parameters)
-    return sum(parameters.values()) * (4 if averaged else 3) + activations // (2 if half else 1)

@@ -1,4 +1,4 @@
-"""What is minimised: the loss, and the labels of images that are mixed with others of their batch."""
+"""The objective: loss functions, and mixup and cutmix between the images of a batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from .config import TrainingConfig
 
 
 class BinaryCrossEntropy(nn.Module):
-    """Each class on its own: the sum over classes of the binary cross-entropy, mean over the batch, nats.
+    """Binary cross-entropy, summed over the classes and averaged over the batch, nats.
 
-    Takes outputs (N, C) and labels, int64 (N,) or shares (N, C), as `nn.CrossEntropyLoss` does. Source: Wightman et
-    al. 2021, arXiv 2110.00476, section 2.1; the sum, as in Composer, suits learning rates for cross-entropy.
+    Takes outputs (N, C) and labels, int64 (N,) or class probabilities (N, C), as `nn.CrossEntropyLoss` does. Source:
+    Wightman et al. 2021, arXiv 2110.00476, section 2.1. The sum, as in Composer, suits learning rates that were tuned
+    for cross-entropy.
+
+    Args:
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+
+    Example:
+        >>> round(float(BinaryCrossEntropy()(torch.zeros(4, 10), torch.arange(4))), 4)  # 10 ln 2
+        6.9315
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
@@ -31,7 +39,7 @@ class BinaryCrossEntropy(nn.Module):
 
 
 def create_loss(training: TrainingConfig) -> nn.Module:
-    """Outputs (N, C) and labels (N,) or shares of classes (N, C) to a scalar."""
+    """Create the loss: outputs (N, C) and labels, int64 (N,) or class probabilities (N, C), to a scalar."""
     kinds = {"cross_entropy": nn.CrossEntropyLoss, "bce": BinaryCrossEntropy}
     loss: nn.Module = kinds[training.loss](label_smoothing=training.label_smoothing)
     return loss
@@ -40,12 +48,23 @@ def create_loss(training: TrainingConfig) -> nn.Module:
 def create_mixing(
     num_classes: int, *, mixup: float = 0, cutmix: float = 0
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images (N, 3, H, W) and labels (N,) to the same, or to mixed ones, float32, and shares of classes (N, C).
+    """Create torchvision's mixup and cutmix, which mix the images of a batch and their labels.
 
-    This is mixup and cutmix between images, torchvision's. CropMix, which mixes crops of one image, is the decoder's.
+    CropMix, in contrast, mixes crops of a single image, in the decoder.
 
     Args:
-        mixup, cutmix: alpha of each, 0: off; with both, one of them is drawn for each batch.
+        num_classes: Number of classes, C.
+        mixup: Alpha of mixup; 0: off.
+        cutmix: Alpha of cutmix; 0: off. If both are on, one of them is sampled per batch.
+
+    Returns:
+        A function from images (N, 3, H, W) and labels, int64 (N,), to mixed images, float32, and class probabilities
+        (N, C). With both off, it returns its arguments.
+
+    Example:
+        >>> images, labels = create_mixing(10, mixup=0.2)(torch.zeros(4, 3, 8, 8), torch.arange(4))
+        >>> labels.shape
+        torch.Size([4, 10])
     """
     kinds: list[nn.Module] = []
     if mixup:

@@ -279,7 +279,7 @@ class _Harmful:
 def test_files_without_weights(tmp_path: Path, content: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(DataError, match=r"weights\.pt (has no weights|is no file of weights)") as error:
+    with pytest.raises(DataError, match=r"weights\.pt (has no weights|is not a weights file)") as error:
         read_weights(path)
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""
@@ -296,10 +296,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     flipped[20_000] ^= 1
     damaged = [b"PK\x03\x04 cut off", flipped, *(file[:end] for file in whole.values() for end in (99, -9999, -1))]
     messages = {
-        "is no file of weights: it is empty": [b""],
-        "is no file of weights, or has more in it": [b"no weights here", b"<!DOCTYPE html>"],
-        "is no file of weights, but Git LFS's pointer": [b"version https://git-lfs.github.com/spec/v1\noid"],
-        "is damaged: its [0-9,]+ bytes were cut off or changed": damaged,
+        "is not a weights file: it is empty": [b""],
+        "is not a weights file, or holds more": [b"no weights here", b"<!DOCTYPE html>"],
+        "is not a weights file but a Git LFS pointer": [b"version https://git-lfs.github.com/spec/v1\noid"],
+        "is damaged: its [0-9,]+ bytes were truncated or changed": damaged,
     }
     for message, contents in messages.items():
         for content in contents:

@@ -15,7 +15,7 @@ from torch import nn
 pytest.importorskip("lightly")
 pytest.importorskip("kornia")
 
-from examples.contrastive import linear, pretrain
+from examples.contrastive import linear_evaluation, moco
 from examples.contrastive.config import parse_linear, parse_pretrain
 from examples.contrastive.views import Augment, paste_boxes
 from ffcv_cropmix.data.convert import convert
@@ -27,13 +27,13 @@ from ffcv_cropmix.training.distributed import Processes
 
 
 def test_boxes_are_pasted_as_by_hand(monkeypatch) -> None:
-    drawn = torch.rand(3, 40, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    sampled = torch.rand(3, 40, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: sampled)
     images, others = torch.zeros(40, 3, 12, 17), torch.ones(40, 3, 12, 17)
     address = images.data_ptr()
     assert paste_boxes(images, others).data_ptr() == address
     for index in range(40):
-        u, row, column = drawn[:, index].flatten().tolist()
+        u, row, column = sampled[:, index].flatten().tolist()
         expected = np.zeros((12, 17))
         for y in range(12):
             for x in range(17):
@@ -88,7 +88,7 @@ def test_pretraining_is_resumed_and_evaluated(
     data: list[str], tmp_path: Path, monkeypatch, capsys, signals: None
 ) -> None:
     def run(folder: str, *further: str) -> None:
-        pretrain.pretrain(parse_pretrain([*MOCO, *data, f"--logging.folder={tmp_path / folder}", *further]))
+        moco.pretrain(parse_pretrain([*MOCO, *data, f"--logging.folder={tmp_path / folder}", *further]))
 
     run("whole")
     seed_step = run_module.seed_step
@@ -111,20 +111,20 @@ def test_pretraining_is_resumed_and_evaluated(
 
     weights = tmp_path / "whole" / "final_weights.pt"
     options = [*TINY, *data, f"--weights={weights}", "--training.lr=1", f"--logging.folder={tmp_path / 'linear'}"]
-    linear.train(parse_linear(options))
+    linear_evaluation.train(parse_linear(options))
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1].startswith("linear top-1 ")
     assert printed.count("labels are matched by name\n") == 4  # of each run
     after = torch.load(weights)
     assert all(torch.equal(after[name], value) for name, value in whole.items())
     with pytest.raises(DataError, match="is not of resnet34"):
-        linear.train(parse_linear([*options, "--model.arch=resnet34"]))
+        linear_evaluation.train(parse_linear([*options, "--model.arch=resnet34"]))
 
 
 @pytest.mark.parametrize(("enabled", "views"), [(1, 3), (0, 2)])
 def test_views_are_crops_of_the_images(data: list[str], enabled: int, views: int) -> None:
     config = parse_pretrain([*MOCO, *data, "--logging.folder=f", f"--cropmix.enabled={enabled}"])
-    loader = pretrain.create_train_loader(config, 16, Processes(torch.device("cpu")))
+    loader = moco.create_train_loader(config, 16, Processes(torch.device("cpu")))
     for batch, *_ in loader:
         assert [view.shape for view in batch] == [(16, 3, 32, 32)] * views
         colours = [view.float().mean((2, 3)).argmax(1) for view in batch]
@@ -134,7 +134,7 @@ def test_views_are_crops_of_the_images(data: list[str], enabled: int, views: int
 def test_neighbours_vote_for_their_colour(data: list[str]) -> None:
     config = parse_pretrain([*MOCO, *data, "--logging.folder=f"]).data
     loaders = [
-        pretrain.create_eval_loader(config, path, 8, Processes(torch.device("cpu")), numbers=numbers)
+        moco.create_eval_loader(config, path, 8, Processes(torch.device("cpu")), numbers=numbers)
         for path, numbers in ((config.train_dataset, None), (config.val_dataset, [2, 1, 0]))
     ]
 
@@ -146,5 +146,5 @@ def test_neighbours_vote_for_their_colour(data: list[str]) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(images), 3)
 
-    assert pretrain.knn_accuracy(Colours(), *loaders, classes=3, neighbors=5) == 100
-    assert pretrain.knn_accuracy(Nothing(), *loaders, classes=3, neighbors=48) == pytest.approx(100 / 3)
+    assert moco.knn_accuracy(Colours(), *loaders, classes=3, neighbors=5) == 100
+    assert moco.knn_accuracy(Nothing(), *loaders, classes=3, neighbors=48) == pytest.approx(100 / 3)

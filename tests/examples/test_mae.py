@@ -25,9 +25,9 @@ pytest.importorskip("lightly")
 
 from examples.mae import common
 from examples.mae.config import ModelConfig, TrainingConfig, parse_finetune, parse_pretrain
-from examples.mae.finetune import create_classifier, create_optimizer, create_probe, finetune
+from examples.mae.finetuning import create_classifier, create_optimizer, create_probe, finetune
 from examples.mae.model import MaskedAutoencoder, load_encoder, read_shape
-from examples.mae.pretrain import pretrain
+from examples.mae.pretraining import pretrain
 
 CLASSES = 4
 SHAPE = {"resolution": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
@@ -75,7 +75,7 @@ def test_the_loss_is_the_squared_error_of_masked_patches(norm_pix_loss: int) -> 
     torch.manual_seed(1)
     loss = network(images).item()
     torch.manual_seed(1)
-    kept, masked = network.draw_masks(images)
+    kept, masked = network.sample_masks(images)
     predictions = network.predictions(images, kept, masked).detach().numpy()
     errors = []
     for image, tokens, predicted in zip(images.numpy().astype(float), masked.numpy(), predictions):
@@ -88,7 +88,7 @@ def test_the_loss_is_the_squared_error_of_masked_patches(norm_pix_loss: int) -> 
 
 def test_masks_cover_the_ratio_and_never_the_class_token() -> None:
     network, images = _autoencoder(mask_ratio=0.75)
-    kept, masked = network.draw_masks(images)
+    kept, masked = network.sample_masks(images)
     assert kept.shape == (3, 5)  # of 16 patches 4, and the class token
     assert masked.shape == (3, 12)
     assert (kept == 0).sum(1).tolist() == [1, 1, 1]
@@ -98,7 +98,7 @@ def test_masks_cover_the_ratio_and_never_the_class_token() -> None:
 
 def test_masked_patches_are_not_seen() -> None:
     network, images = _autoencoder()
-    kept, masked = network.draw_masks(images)
+    kept, masked = network.sample_masks(images)
     before = network.predictions(images, kept, masked)
     for tokens, changes in ((masked, False), (kept[kept > 0].view(3, -1), True)):
         other = images.clone()
@@ -128,7 +128,7 @@ def test_reconstructions(norm_pix_loss: int, monkeypatch) -> None:
 
 
 def test_the_learning_rate() -> None:
-    lr_at = common.cosine_lr(TrainingConfig(blr=0.1, epochs=30, warmup_epochs=10), images=512)
+    lr_at = common.lr_schedule(TrainingConfig(blr=0.1, epochs=30, warmup_epochs=10), global_batch_size=512)
     expected = [0, 0.1, 0.2, 0.2 * (1 + 0.5**0.5) / 2, 0.1, 0]  # cos 45 degrees, cos 90
     assert [lr_at(position) for position in (0, 5, 10, 15, 20, 30)] == pytest.approx(expected)
 
@@ -262,7 +262,7 @@ def test_the_encoder_is_loaded_and_others_are_refused(pretrained: Path, tmp_path
     alone.write_bytes(weights.read_bytes())  # without params.json
     assert read_shape(alone) == ModelConfig(**SHAPE, norm_pix_loss=0)
     torch.save(dict(_weights(pretrained)), alone)  # as 0.1.0 wrote it
-    with pytest.raises(DataError, match=r"params\.json: no such file or directory; the encoder's shape is read there"):
+    with pytest.raises(DataError, match=r"params\.json: no such file or directory; it should contain the shape"):
         read_shape(alone)
 
 
@@ -294,4 +294,4 @@ def test_the_recipes_are_read(name: str) -> None:
     config = parse([f"--config-file={file}", *REQUIRED[: 3 if parse is parse_pretrain else 4]])
     if name == "paper":
         assert config.model == ModelConfig()  # the defaults are ViT-B/16 of the paper
-        assert common.cosine_lr(config.training, config.training.global_batch_size)(20) == pytest.approx(2.4e-3)
+        assert common.lr_schedule(config.training, config.training.global_batch_size)(20) == pytest.approx(2.4e-3)

@@ -11,20 +11,21 @@ import torch
 from torch import nn
 
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.training.checkpoint import Checkpoint, Progress, read, write
-from ffcv_cropmix.training.config import MAY_DIFFER, parse_config
+from ffcv_cropmix.training.checkpoint import Checkpoint, Position, write
+from ffcv_cropmix.training.config import Config, parse_config
 from ffcv_cropmix.training.models import create_sgd
+from ffcv_cropmix.training.safe_load import safe_load
 
 OPTIONS = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f"]
 
 
 def _checkpoint(*options: str, **parts: nn.Module) -> Checkpoint:
-    return Checkpoint(asdict(parse_config([*OPTIONS, *options])), 64, MAY_DIFFER, parts)
+    return Checkpoint(asdict(parse_config([*OPTIONS, *options])), 64, Config.may_differ, parts)
 
 
 def test_what_is_saved_is_restored(tmp_path: Path) -> None:
     network = nn.Linear(2, 3)
-    progress = Progress(3, 7, 1.25, 60.5, [{"epoch": 0, "top_1": 5.0}])
+    progress = Position(3, 7, 1.25, 60.5, [{"epoch": 0, "top_1": 5.0}])
     _checkpoint(model=network).save(tmp_path / "c.pt", progress)
     other = nn.Linear(2, 3)
     assert _checkpoint("--training.bn_wd=false", model=other).load(tmp_path / "c.pt") == progress  # 0 and false are one
@@ -44,12 +45,12 @@ def test_what_is_saved_is_restored(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_goes_on_with_the_options_that_matter(option: str, refused: str | None, tmp_path: Path) -> None:
-    _checkpoint(model=nn.Linear(2, 3)).save(tmp_path / "c.pt", Progress())
+    _checkpoint(model=nn.Linear(2, 3)).save(tmp_path / "c.pt", Position())
     checkpoint = _checkpoint(option, model=nn.Linear(2, 3))
     if refused is None:
         checkpoint.load(tmp_path / "c.pt")
     else:
-        with pytest.raises(DataError, match=f"c.pt is of a run with {refused}: start anew"):
+        with pytest.raises(DataError, match=f"c.pt is of a run with {refused}: start a new run"):
             checkpoint.load(tmp_path / "c.pt")
 
 
@@ -58,10 +59,10 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_former_one(
     room: int, tmp_path: Path, file_limit
 ) -> None:
     checkpoint, path = _checkpoint(model=nn.Linear(300, 300)), tmp_path / "c.pt"
-    checkpoint.save(path, Progress(1))
+    checkpoint.save(path, Position(1))
     before = path.read_bytes()
     with file_limit(room), pytest.raises(DataError, match=r"c.pt cannot be written: File too large"):
-        checkpoint.save(path, Progress(2))
+        checkpoint.save(path, Position(2))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -79,19 +80,19 @@ def test_what_is_not_finite_is_not_saved_and_not_restored(tmp_path: Path) -> Non
     network, path = _Bounds(), tmp_path / "c.pt"
     optimizer = create_sgd(network.parameters(), 0.1, momentum=0.9)
     checkpoint = _checkpoint(model=network, optimizer=optimizer)
-    checkpoint.save(path, Progress(1))
-    assert checkpoint.load(path) == Progress(1)
+    checkpoint.save(path, Position(1))
+    assert checkpoint.load(path) == Position(1)
     before = path.read_bytes()
     momentum = optimizer.state[network.linear.bias]["momentum_buffer"]
     for tensor, name in ((network.linear.weight.data, "model.linear.weight"), (momentum, "optimizer.state.1.momentum")):
         for value in (torch.nan, torch.inf):
             was = tensor.clone()
             tensor.view(-1)[-1] = value
-            with pytest.raises(DataError, match=f"c.pt is not written: {name}.* no longer finite"):
-                checkpoint.save(path, Progress(2))
+            with pytest.raises(DataError, match=f"c.pt is not written: {name}.* contain NaN or infinity"):
+                checkpoint.save(path, Position(2))
             assert path.read_bytes() == before
-            write(tmp_path / "broken.pt", {**read(path), **checkpoint._states()})
-            with pytest.raises(DataError, match=f"broken.pt: {name}.* is not finite"):
+            write(tmp_path / "broken.pt", {**safe_load(path), **checkpoint._states()})
+            with pytest.raises(DataError, match=f"broken.pt: {name}.* contains NaN or infinity"):
                 checkpoint.load(tmp_path / "broken.pt")
             tensor.copy_(was)
 
@@ -107,9 +108,9 @@ def test_what_is_not_finite_is_not_saved_and_not_restored(tmp_path: Path) -> Non
 )
 def test_a_run_goes_on_with_the_data_that_it_had(now: dict, message: str | None, tmp_path: Path) -> None:
     def checkpoint(data: dict, network: nn.Module) -> Checkpoint:
-        return Checkpoint({}, 64, MAY_DIFFER, {"model": network}, data)
+        return Checkpoint({}, 64, Config.may_differ, {"model": network}, data)
 
-    checkpoint({"images": 512, "labels": "ab"}, nn.Linear(2, 3)).save(tmp_path / "c.pt", Progress(1))
+    checkpoint({"images": 512, "labels": "ab"}, nn.Linear(2, 3)).save(tmp_path / "c.pt", Position(1))
     with pytest.raises(DataError, match=message) if message else nullcontext():
         checkpoint(now, nn.Linear(2, 3)).load(tmp_path / "c.pt")
     with pytest.raises(DataError, match=r"c.pt does not fit this run: model: size mismatch for weight") as caught:
@@ -122,5 +123,5 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"c.pt: no such file or directory"):
         _checkpoint(model=nn.Linear(2, 3)).load(path)
     torch.save(nn.Linear(2, 3).state_dict(), path)
-    with pytest.raises(DataError, match="is no checkpoint to go on from"):
+    with pytest.raises(DataError, match="is not a checkpoint of a run like this one"):
         _checkpoint(model=nn.Linear(2, 3)).load(path)

@@ -1,4 +1,4 @@
-"""Runs side by side: what is drawn, what the table says, and which folders are refused."""
+"""Runs side by side: what is plotted, what the table says, and which folders are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.training import compare
-from ffcv_cropmix.training.compare import draw, read_run, read_runs, save, table
+from ffcv_cropmix.training.compare import plot, read_run, read_runs, save, table
 from ffcv_cropmix.training.config import parse_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,9 +82,9 @@ def test_table(runs: list[Path]) -> None:
 
 
 def test_lines(runs: list[Path]) -> None:
-    by_epoch, by_time, loss = draw(read_runs(runs)).axes
-    drawn = [[line.get_xydata().tolist() for line in axes.lines] for axes in (by_epoch, by_time, loss)]
-    assert drawn == [
+    by_epoch, by_time, loss = plot(read_runs(runs)).axes
+    plotted = [[line.get_xydata().tolist() for line in axes.lines] for axes in (by_epoch, by_time, loss)]
+    assert plotted == [
         [[[2, 70.5], [3, 70.25]], [[3, 60]], []],
         [[[3, 70.5], [4.5, 70.25]], [[4.5, 60]], []],
         [[[1, 3], [2, 2], [3, 1]], [[1, 3], [2, 2], [3, 1]], [[1, 3]]],
@@ -92,9 +92,9 @@ def test_lines(runs: list[Path]) -> None:
     assert by_time.get_xlabel() == "training time, minutes"
 
 
-def test_long_runs_are_drawn_in_hours(tmp_path: Path) -> None:
+def test_long_runs_are_plotted_in_hours(tmp_path: Path) -> None:
     folder = _run(tmp_path / "long", [{**_record(0), "seconds": 4 * 3600.0, **_evaluated(70)}])
-    _, by_time, _ = draw([read_run(folder)]).axes
+    _, by_time, _ = plot([read_run(folder)]).axes
     assert by_time.get_xlabel() == "training time, hours"
     assert by_time.lines[0].get_xydata().tolist() == [[4, 70]]
 
@@ -102,7 +102,7 @@ def test_long_runs_are_drawn_in_hours(tmp_path: Path) -> None:
 def test_lines_differ_without_their_colours_and_have_markers(tmp_path: Path) -> None:
     records = [_record(epoch, **_evaluated(70)) for epoch in range(30)]
     folders = [_run(tmp_path / str(k), records[: 30 - 2 * k]) for k in range(12)]
-    for axes in draw(read_runs(folders)).axes:
+    for axes in plot(read_runs(folders)).axes:
         assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 12
         for line in axes.lines:
             start, step = line.get_markevery()
@@ -139,15 +139,15 @@ def _break(folder: Path, file: str, text: str | None) -> None:
     ("file", "text", "message"),
     [
         ("params.json", None, "rrc is not a run's folder: it has no params.json"),
-        ("params.json", "{", "rrc/params.json is not what the trainer writes: JSONDecodeError"),
-        ("params.json", "{}", "rrc/params.json is not what the trainer writes: KeyError"),
-        ("params.json", "[1]", "rrc/params.json is not what the trainer writes: TypeError"),
+        ("params.json", "{", "rrc/params.json was not written by this package: JSONDecodeError"),
+        ("params.json", "{}", "rrc/params.json was not written by this package: KeyError"),
+        ("params.json", "[1]", "rrc/params.json was not written by this package: TypeError"),
         ("log", None, "rrc: the run has not finished an epoch yet"),
         ("log", "", "rrc: the run has not finished an epoch yet"),
-        ("log", json.dumps(_record(0)) + '\n{"epoch": 1, "train', "rrc/log, line 2 is not what the trainer writes"),
-        ("log", '{"epoch": 0}\n', "rrc/log, line 1 is not what the trainer writes"),
-        ("log", json.dumps(_record(0, top_1="high")), "rrc/log, line 1 is not what the trainer writes"),
-        ("log", "0", "rrc/log, line 1 is not what the trainer writes"),
+        ("log", json.dumps(_record(0)) + '\n{"epoch": 1, "train', "rrc/log, line 2 was not written by this package"),
+        ("log", '{"epoch": 0}\n', "rrc/log, line 1 was not written by this package"),
+        ("log", json.dumps(_record(0, top_1="high")), "rrc/log, line 1 was not written by this package"),
+        ("log", "0", "rrc/log, line 1 was not written by this package"),
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(file: str, text: str | None, message: str, runs, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_wrong_formats_are_answered_in_one_line(runs: list[Path], tmp_path: Path
     with pytest.raises(SystemExit) as ended:
         compare.main([*map(str, runs), f"--output={tmp_path / 'compare.txt'}"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: --output {tmp_path / 'compare.txt'} has to end in .png, or")
+    assert capsys.readouterr().err.startswith(f"error: --output {tmp_path / 'compare.txt'} must end in .png or")
     assert not (tmp_path / "compare.txt").exists()
 
 
@@ -183,7 +183,7 @@ def test_a_failed_write_leaves_the_old_figure_and_no_temporary_file(runs, tmp_pa
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(DataError, match=r"compare\.png cannot be written: disk full"):
-        save(draw(read_runs(runs)), output)
+        save(plot(read_runs(runs)), output)
     assert [path.name for path in output.parent.iterdir()] == ["compare.png"]
     assert output.read_bytes() == b"old"
 

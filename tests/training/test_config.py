@@ -275,7 +275,7 @@ def _refused(arguments: list[str], capsys) -> str:
         ("--training.mixup=-1", "training.mixup must be >= 0, got -1"),
         ("--training.cutmix=-1", "training.cutmix must be >= 0, got -1"),
         ("--training.loss=mse", "training.loss: expected cross_entropy or bce, got 'mse'"),
-        ("--training.eval_only=1", "training.eval_only=1 needs what to evaluate"),
+        ("--training.eval_only=1", "training.eval_only=1 needs --resume=FILE"),
         ("--lr.reference_batch_size=0", "lr.reference_batch_size must be >= 1, got 0"),
         ("--validation.crop_ratio=2", "validation.crop_ratio must be in (0, 1], got 2"),
         ("--resum=auto", "there is no option resum; did you mean resume"),

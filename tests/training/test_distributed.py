@@ -35,13 +35,14 @@ REPOSITORY = Path(__file__).parents[2]
         ((4, 7, 1), (1, 7)),
     ],
 )
-def test_a_step_is_dealt_out_equally(arguments: tuple, expected: tuple[int, int]) -> None:
-    assert split_batch(*arguments) == expected
+def test_a_global_batch_is_split_equally(arguments: tuple, expected: tuple[int, int]) -> None:
+    batch_size, global_batch_size, world_size = arguments
+    assert split_batch(batch_size, global_batch_size, world_size=world_size) == expected
 
 
-def test_a_step_that_cannot_be_shared() -> None:
+def test_a_global_batch_that_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="global_batch_size=4096 is not a multiple of 3 processes"):
-        split_batch(512, 4096, 3)
+        split_batch(512, 4096, world_size=3)
 
 
 def test_a_signal_is_kept_and_a_later_one_ends_the_process(monkeypatch, signals: None) -> None:
@@ -96,13 +97,13 @@ def test_writing_to_a_closed_terminal_does_not_fail(tmp_path: Path) -> None:
 
 
 def test_each_step_has_random_numbers_of_its_own() -> None:
-    def drawn(*step: int) -> float:
+    def sampled(*step: int) -> float:
         seed_step(*step)
         return float(torch.rand(()))
 
-    first = drawn(0, 1, 2, 3)
-    assert first == drawn(0, 1, 2, 3)
-    assert len({first, drawn(1, 1, 2, 3), drawn(0, 2, 2, 3), drawn(0, 1, 3, 3), drawn(0, 1, 2, 4)}) == 5
+    first = sampled(0, 1, 2, 3)
+    assert first == sampled(0, 1, 2, 3)
+    assert len({first, sampled(1, 1, 2, 3), sampled(0, 2, 2, 3), sampled(0, 1, 3, 3), sampled(0, 1, 2, 4)}) == 5
 
 
 def _evaluation(rank: int, count: int, samples: int = 11) -> list[float]:

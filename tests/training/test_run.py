@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,11 @@ from torch import nn
 
 from ffcv_cropmix import training
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.training.checkpoint import read
+from ffcv_cropmix.training.config import LoggingConfig
 from ffcv_cropmix.training.distributed import Processes, join
 from ffcv_cropmix.training.models import create_sgd
 from ffcv_cropmix.training.run import Run
+from ffcv_cropmix.training.safe_load import safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
@@ -51,6 +53,21 @@ class _Loader:
         self.state = dict(state)
 
 
+@dataclass
+class _Training:
+    epochs: int
+    seed: int
+
+
+@dataclass
+class _Config:
+    may_differ = frozenset(["logging"])
+
+    training: _Training
+    logging: LoggingConfig
+    resume: str | None
+
+
 def train(
     folder: Path,
     *,
@@ -71,16 +88,10 @@ def train(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.run, "open_labelled", lambda _: beton)
         run = Run(
-            folder,
-            {"training": {"seed": seed}, "logging": {"folder": str(folder)}},
-            epochs=2,
-            seed=seed,
+            _Config(_Training(epochs=2, seed=seed), LoggingConfig(folder=str(folder), tensorboard=0), resume),
+            _Loader(order),  # type: ignore[arg-type]
+            {"model": network, "optimizer": optimizer},
             processes=processes or Processes(torch.device("cpu")),
-            loader=_Loader(order),  # type: ignore[arg-type]
-            state={"model": network, "optimizer": optimizer},
-            resume=resume,
-            may_differ=frozenset(["logging"]),
-            tensorboard=False,
         )
     for epoch in run.epochs():
         for _ in run.steps():
@@ -111,7 +122,7 @@ def test_a_signal_leaves_a_checkpoint(stop: signal.Signals, tmp_path: Path, sign
         train(tmp_path, signal_at=(1, 2), number=stop)
     assert ended.value.code == 128 + stop
     assert capsys.readouterr().out.endswith(
-        f"{stop.name}: stopped after step 3 of epoch 2; --resume=auto goes on there\n"
+        f"{stop.name}: stopped after step 3 of epoch 2; continue with --resume=auto\n"
     )
     assert train(tmp_path, resume="auto") == [(1, 3), (1, 4), (1, 5)]
 
@@ -127,15 +138,15 @@ def test_nothing_that_is_not_finite_is_saved(
     nan_at: tuple, stopped: bool, tmp_path: Path, signals: None, capsys
 ) -> None:
     at = nan_at if stopped else None
-    with pytest.raises(DataError, match=r"loss is no longer finite at step \d of epoch \d: try a smaller lr") as ended:
+    with pytest.raises(DataError, match=r"loss is NaN or infinite at step \d of epoch \d: try a smaller lr") as ended:
         train(tmp_path, nan_at=nan_at, signal_at=at)
     step, epoch = int(str(ended.value).split(" of epoch")[0].split()[-1]) - 1, nan_at[0]
     assert nan_at[1] <= step <= nan_at[1] + 1
     saved = tmp_path / "checkpoint.pt"
     assert saved.exists() == (epoch == 1)
     if epoch == 1:
-        assert str(ended.value).endswith(f"; {saved} is as it was")
-        content = read(saved)
+        assert str(ended.value).endswith(f"; {saved} is unchanged")
+        content = safe_load(saved)
         assert content["progress"]["epoch"] == 1
         assert all(value.isfinite().all() for value in content["model"].values())
         assert len((tmp_path / "log").read_text().splitlines()) == 1
@@ -147,7 +158,7 @@ def test_another_runs_checkpoint_replaces_no_run(tmp_path: Path, signals: None) 
     for folder in (first, second):
         train(folder)
     before = {path.name: path.read_bytes() for path in second.iterdir()}
-    with pytest.raises(DataError, match=r"second already holds a run, which is not that of .*first/checkpoint.pt"):
+    with pytest.raises(DataError, match=r"second already holds another run than .*first/checkpoint.pt"):
         train(second, resume=f"{first}/checkpoint.pt")
     assert {path.name: path.read_bytes() for path in second.iterdir()} == before
     assert train(third, resume=f"{first}/checkpoint.pt") == []
@@ -165,9 +176,9 @@ def test_a_run_that_was_stopped_before_its_first_epoch_ended_is_not_lost(tmp_pat
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"labels": range(12)}, "of a run with (images in the training set 24, not 12|checksum of its labels .* not )"),
-        ({"labels": range(23, -1, -1)}, "is of a run with checksum of its labels .*, not "),
-        ({"quasi_random": True}, "is of a run with (images at once.* None, not 4|processes None, not 1)"),
+        ({"labels": range(12)}, "of a run with (training set size 24, not 12|checksum of the labels .* not )"),
+        ({"labels": range(23, -1, -1)}, "is of a run with checksum of the labels .*, not "),
+        ({"quasi_random": True}, "is of a run with (micro-batch size.* None, not 4|processes None, not 1)"),
         ({"seed": 1}, "is of a run with training.seed=0, not 1"),
     ],
 )
@@ -185,7 +196,7 @@ BY_TWO: list[tuple[list[dict[str, Any]], str]] = [
     ([{"folder": "here", "signal_at": (1, 2)}, {"folder": "here"}], "stopped"),
     (
         [{"folder": "here", "resume": "auto"}, {"folder": "there", "resume": "auto"}],
-        "process 0 begins at epoch 2, step 5, process 1 at epoch 1, step 1, or with another log: ",
+        "process 0 starts at epoch 2, step 5, process 1 at epoch 1, step 1, or with another log: ",
     ),
     (
         [{"folder": "here", "resume": "auto"}, {"folder": "here", "resume": "auto", "seed": 1}],
@@ -197,14 +208,14 @@ BY_TWO: list[tuple[list[dict[str, Any]], str]] = [
     ),
     (
         [{"folder": "new"}, {"folder": "new", "seed": 1}],
-        "process 1 has training.seed 1, process 0 0: give all the same",
+        "process 1 has training.seed 1, process 0 has 0: they must agree",
     ),
     (
         [{"folder": "new"}, {"folder": "new", "labels": [0] * 24}],
-        "process 1 has checksum of its labels ",
+        "process 1 has checksum of the labels ",
     ),
     ([{"folder": "here"}, {"folder": "other"}], "here already holds a run"),
-    ([{"folder": "new"}, {"folder": "new", "nan_at": (1, 2)}], "the training loss is no longer finite at step "),
+    ([{"folder": "new"}, {"folder": "new", "nan_at": (1, 2)}], "the training loss is NaN or infinite at step "),
     ([{"folder": "here", "resume": "auto"}] * 2, "the rest"),
 ]
 """What each process is told, and what both say"""

@@ -15,19 +15,28 @@ from ffcv_cropmix.training.schedules import lr_schedule, resolution
     [(0, 0), (0.5, 0.425), (1, 0.85), (2, 1.7), (2.5, 1.7 * 13.5 / 14), (9, 0.85), (15.5, 1.7 * 0.5 / 14), (16, 0)],
 )
 def test_cyclic_is_linear_up_to_the_peak_and_down_to_zero(position: float, expected: float) -> None:
-    lr_at = lr_schedule(LrConfig(lr=1.7, lr_peak_epoch=2), epochs=16, images=512)
+    lr_at = lr_schedule(LrConfig(lr=1.7, lr_peak_epoch=2), epochs=16, global_batch_size=512)
     assert lr_at(position) == pytest.approx(expected, abs=1e-12)
 
 
 def test_cyclic_peak_at_the_start_only_decays() -> None:
-    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=0), epochs=4, images=512)
+    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=0), epochs=4, global_batch_size=512)
     assert [lr_at(epoch) for epoch in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [(0, 0), (0.5, 0.425), (2, 1.7), (5.5, 1.7 * (1 + 0.5**0.5) / 2), (9, 0.85), (16, 0)],  # cos 45, 90, 180 degrees
+)
+def test_cosine_is_linear_up_to_the_peak_and_half_a_cosine_down_to_zero(position: float, expected: float) -> None:
+    config = LrConfig(lr=1.7, lr_schedule_type="cosine", lr_peak_epoch=2)
+    assert lr_schedule(config, epochs=16, global_batch_size=512)(position) == pytest.approx(expected, abs=1e-12)
 
 
 def test_step_is_ffcv_imagenets_ramp_within_each_epoch() -> None:
     """Its values for the start of an epoch, and numpy.interp to the next one's."""
     config = LrConfig(lr=0.8, lr_schedule_type="step", step_ratio=0.5, step_length=3)
-    lr_at = lr_schedule(config, epochs=8, images=512)
+    lr_at = lr_schedule(config, epochs=8, global_batch_size=512)
     starts = [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2, 0]
     for epoch, (start, end) in enumerate(itertools.pairwise(starts)):
         for share in (0, 0.25, 0.5, 0.9):
@@ -36,14 +45,17 @@ def test_step_is_ffcv_imagenets_ramp_within_each_epoch() -> None:
 
 
 def test_the_rate_is_for_the_reference_batch() -> None:
-    for images, expected in ((1024, 1.7), (4096, 6.8), (256, 0.425)):
+    for global_batch_size, expected in ((1024, 1.7), (4096, 6.8), (256, 0.425)):
         config = LrConfig(lr=1.7, reference_batch_size=1024, lr_peak_epoch=2)
-        assert lr_schedule(config, 16, images)(2) == pytest.approx(expected)
+        assert lr_schedule(config, 16, global_batch_size)(2) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", ["cyclic", "cosine"])
 @pytest.mark.parametrize(("peak", "epochs"), [(2, 1), (2, 2), (5, 3)])
-def test_peak_beyond_the_run_moves_to_its_middle_and_says_so(peak: int, epochs: int, capsys) -> None:
-    lr_at = lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=peak), epochs=epochs, images=512)
+def test_peak_beyond_the_run_moves_to_its_middle_and_says_so(peak: int, epochs: int, kind: str, capsys) -> None:
+    lr_at = lr_schedule(
+        LrConfig(lr=1.0, lr_peak_epoch=peak, lr_schedule_type=kind), epochs=epochs, global_batch_size=512
+    )
     assert lr_at(epochs / 2) == 1.0
     assert lr_at(epochs / 4) == lr_at(epochs * 3 / 4) == pytest.approx(0.5)
     assert capsys.readouterr().out == (
@@ -52,7 +64,7 @@ def test_peak_beyond_the_run_moves_to_its_middle_and_says_so(peak: int, epochs: 
 
 
 def test_peak_inside_the_run_stays_and_nothing_is_said(capsys) -> None:
-    assert lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=2), epochs=3, images=512)(2) == 1.0
+    assert lr_schedule(LrConfig(lr=1.0, lr_peak_epoch=2), epochs=3, global_batch_size=512)(2) == 1.0
     assert capsys.readouterr().out == ""
 
 

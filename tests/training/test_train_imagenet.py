@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,18 @@ import torch
 import torchvision
 from torch import nn
 
-from ffcv_cropmix import training
 from ffcv_cropmix.data.convert import convert
 from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.evaluation.suite import Settings, ValidationSet, measure
-from ffcv_cropmix.training.checkpoint import read
+from ffcv_cropmix.training import classifier
+from ffcv_cropmix.training import run as run_module
 from ffcv_cropmix.training.compare import read_run, table
 from ffcv_cropmix.training.config import parse_config
 from ffcv_cropmix.training.distributed import Processes
 from ffcv_cropmix.training.models import create_network
+from ffcv_cropmix.training.safe_load import safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = 3
@@ -65,20 +64,10 @@ def _renumbered(data: list[str], path: Path) -> list[str]:
     return [data[0], f"--data.val_dataset={path}"]
 
 
-@pytest.fixture(scope="module")
-def trainer() -> ModuleType:
-    """The script as a module: most tests spare themselves the start of a process."""
-    spec = importlib.util.spec_from_file_location("train_imagenet", REPOSITORY / "train_imagenet.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _refused(trainer: ModuleType, capsys, *options: str) -> tuple[int, str]:
+def _refused(capsys, *options: str) -> tuple[int, str]:
     """Exit status and message."""
     with pytest.raises(SystemExit) as ended:
-        run_program(lambda: trainer.train(parse_config(options)))
+        run_program(lambda: classifier.train(parse_config(options)))
     if isinstance(ended.value.code, int):
         return ended.value.code, capsys.readouterr().err
     return 1, str(ended.value.code)  # Python prints it, and exits with 1
@@ -134,10 +123,11 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
     assert weights["bn1.num_batches_tracked"] == 9  # three steps of three epochs
 
     printed = result.stdout.splitlines()
-    assert printed[-1].split() == ["weights", str(folder / "final_weights.pt")]
-    assert printed[-9].split() == ["top-1", f"{lines[-1]['top_1']:.2f}", "%"]
+    assert printed[-1] == f"weights: {folder / 'final_weights.pt'}"
+    assert "\n".join(printed[-3:-1]) == table([read_run(folder)])
     summary = (
-        "resnet18, 11.2 M parameters, 3 classes; 50 images, 16 a step (1 processes x 1 x 16), 3 epochs, 32 to 64 px"
+        "resnet18, 11.2 M parameters, 3 classes; 50 training and 10 validation images; global batch 16 (1 x 1 x 16: "
+        "processes, accumulation steps, micro-batch); 3 epochs, 32 to 64 px, RandomResizedCrop; cpu, fp32"
     )
     assert any(line.startswith(summary) for line in printed)
     assert sum(line.startswith("first batch after ") for line in printed) == 1
@@ -146,16 +136,14 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
     assert "-" not in table([read_run(folder)]).split()  # the comparison of runs finds all its columns in the log
 
 
-def test_same_seed_same_losses_and_evaluation_at_the_end_only(
-    trainer: ModuleType, data: list[str], tmp_path: Path, signals: None
-) -> None:
+def test_same_seed_same_losses_and_evaluation_at_the_end_only(data: list[str], tmp_path: Path, signals: None) -> None:
     shuffled = _renumbered(data, tmp_path / "renumbered.beton")  # matched by name: the same figures
     losses = {}
     for name, seed in (("first", 5), ("again", 5), ("other", 6)):
         folder = tmp_path / name
         options = ["--training.epochs=2", "--logging.log_level=0", f"--training.seed={seed}"]
         files = shuffled if name == "again" else data
-        trainer.train(parse_config([*TINY, *files, *options, f"--logging.folder={folder}"]))
+        classifier.train(parse_config([*TINY, *files, *options, f"--logging.folder={folder}"]))
         lines = _log(folder)
         assert ["top_1" in line for line in lines] == [False, True]
         losses[name] = [*(line["train_loss"] for line in lines), lines[1]["top_1"], lines[1]["val_loss"]]
@@ -180,14 +168,14 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
-    trainer: ModuleType, data: list[str], tmp_path: Path, monkeypatch, signals: None
+    data: list[str], tmp_path: Path, monkeypatch, signals: None
 ) -> None:
     def run(folder: str, *further: str) -> None:
-        trainer.train(parse_config([*TINY, *data, *RESUMED, f"--logging.folder={tmp_path / folder}", *further]))
+        classifier.train(parse_config([*TINY, *data, *RESUMED, f"--logging.folder={tmp_path / folder}", *further]))
 
     run("whole")
 
-    seed_step, kill = training.run.seed_step, [(0, 1), (1, 0), (1, 1)]
+    seed_step, kill = run_module.seed_step, [(0, 1), (1, 0), (1, 1)]
 
     def seed_and_stop(seed: int, epoch: int, step: int, rank: int) -> None:
         if kill and (epoch, step) == kill[0]:
@@ -195,12 +183,12 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
             os.kill(os.getpid(), signal.SIGTERM)
         seed_step(seed, epoch, step, rank)
 
-    monkeypatch.setattr(training.run, "seed_step", seed_and_stop)
+    monkeypatch.setattr(run_module, "seed_step", seed_and_stop)
     for at in kill.copy():
         with pytest.raises(SystemExit) as ended:
             run("stopped")
         assert ended.value.code == 128 + signal.SIGTERM
-        progress = read(tmp_path / "stopped" / "checkpoint.pt")["progress"]
+        progress = safe_load(tmp_path / "stopped" / "checkpoint.pt")["progress"]
         assert (progress["epoch"], progress["step"]) == (at[0], at[1] + 1)
     run("stopped")
     run("stopped")  # nothing is left to do
@@ -210,18 +198,18 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
             raise MemoryError  # as good as killed: nothing is saved
         seed_step(seed, epoch, step, rank)
 
-    monkeypatch.setattr(training.run, "seed_step", fail)
+    monkeypatch.setattr(run_module, "seed_step", fail)
     with pytest.raises(MemoryError):
         run("killed")
-    monkeypatch.setattr(training.run, "seed_step", seed_step)
+    monkeypatch.setattr(run_module, "seed_step", seed_step)
     with pytest.raises(DataError, match=r"is of a run with lr.lr=0.02, not 0.03: start anew"):
         run("killed", "--lr.lr=0.03")
-    with pytest.raises(DataError, match=r"16 images a step in all, not 8: set global_batch_size"):
+    with pytest.raises(DataError, match=r"a global batch of 16 images, not 8: set training.global_batch_size"):
         run("killed", "--training.global_batch_size=8")
     run("killed", "--training.batch_size=16", "--data.num_workers=1")
     for folder in ("stopped", "killed"):
         whole, resumed = _log(tmp_path / "whole"), _log(tmp_path / folder)
-        if folder == "stopped":  # "killed" had other parts of a step, in which statistics are taken
+        if folder == "stopped":  # "killed" had other micro-batches, over which statistics are taken
             assert [line["train_loss"] for line in resumed] == [line["train_loss"] for line in whole]
             weights = _weights(tmp_path / folder)
             for name, value in _weights(tmp_path / "whole").items():
@@ -229,20 +217,20 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
         assert [line["epoch"] for line in resumed] == [0, 1]
 
 
-def test_the_average_is_evaluated_and_kept(trainer: ModuleType, data: list[str], tmp_path: Path, signals: None) -> None:
+def test_the_average_is_evaluated_and_kept(data: list[str], tmp_path: Path, signals: None) -> None:
     options = ["--training.epochs=1", "--training.ema_decay=0.75", f"--logging.folder={tmp_path}"]
-    trainer.train(parse_config([*TINY, *data, *options]))
-    saved = read(tmp_path / "checkpoint.pt")
+    classifier.train(parse_config([*TINY, *data, *options]))
+    saved = safe_load(tmp_path / "checkpoint.pt")
     weights = _weights(tmp_path)
     assert saved["ema"]["n_averaged"] == 3
     assert all(torch.equal(saved["ema"][f"module.{name}"], value) for name, value in weights.items())
     assert not torch.equal(saved["model"]["fc.weight"], weights["fc.weight"])
 
 
-def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys, signals: None) -> None:
+def test_eval_only(data: list[str], tmp_path: Path, capsys, signals: None) -> None:
     view, folder = ["--validation.resolution=40", "--validation.crop_ratio=0.6"], tmp_path / "run"
     run = [*TINY, *data, *view, "--training.epochs=1", "--training.ema_decay=0.75", f"--logging.folder={folder}"]
-    trainer.train(parse_config(run))
+    classifier.train(parse_config(run))
     [line] = _log(folder)
     before = sorted(folder.iterdir())
     other, renumbered = tmp_path / "other", _renumbered(data, tmp_path / "renumbered.beton")
@@ -253,7 +241,7 @@ def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys,
         for files, validation in zip((data, renumbered), sets):
             capsys.readouterr()
             options = [*files, *view, "--data.num_workers=1", "--training.eval_only=1", f"--resume={other / file}"]
-            trainer.evaluate_only(parse_config([*options, "--logging.folder=unused"]))
+            classifier.evaluate_only(parse_config([*options, "--logging.folder=unused"]))
             assert capsys.readouterr().out.startswith(
                 f"top-1 {line['top_1']:.2f} %, top-5 100.00 %, loss {line['val_loss']:.4f}"
             )
@@ -262,16 +250,16 @@ def test_eval_only(trainer: ModuleType, data: list[str], tmp_path: Path, capsys,
             assert result["rms"] == pytest.approx(line["rms_calibration_error"], abs=1e-3)
             assert (result["resolution"], result["crop_ratio"], result["flip_tta"]) == (40, 0.6, True)
     assert sorted(folder.iterdir()) == before
-    trainer.evaluate_only(
+    classifier.evaluate_only(
         parse_config([*options[:2], options[-1], "--training.eval_only=1", "--logging.folder=unused"])
     )
     printed = capsys.readouterr().err
     assert f"{other / file} was validated with resolution 40; the options say 224" in printed
     with pytest.raises(DataError, match=r"final_weights\.pt is of a network without cifar_stem"):
-        trainer.evaluate_only(parse_config([*options, "--model.cifar_stem=1", "--logging.folder=unused"]))
+        classifier.evaluate_only(parse_config([*options, "--model.cifar_stem=1", "--logging.folder=unused"]))
     with pytest.raises(DataError, match=r"is not of resnet34: it lacks layer1\.2"):
         options = ["--training.eval_only=1", "--resume=auto", "--model.arch=resnet34"]
-        trainer.evaluate_only(parse_config([*run, *options]))
+        classifier.evaluate_only(parse_config([*run, *options]))
 
 
 def _plain_network(*_: Any, **__: Any) -> nn.Module:
@@ -282,16 +270,15 @@ def _plain_network(*_: Any, **__: Any) -> nn.Module:
 
 TWO_PROCESSES = """
 import sys
-import train_imagenet
+from ffcv_cropmix.training import classifier
+from ffcv_cropmix.training.config import parse_config
 from tests.training.test_train_imagenet import _plain_network
-train_imagenet.create_network = _plain_network
-train_imagenet.run_program(lambda: train_imagenet.train(train_imagenet.parse_config(sys.argv[1:])))
+classifier.create_network = _plain_network
+classifier.train(parse_config(sys.argv[1:]))
 """
 
 
-def test_two_processes_train_as_one_does(
-    trainer: ModuleType, data: list[str], tmp_path: Path, monkeypatch, signals: None, capfd
-) -> None:
+def test_two_processes_train_as_one_does(data: list[str], tmp_path: Path, monkeypatch, signals: None, capfd) -> None:
     options = [
         *TINY,
         *data,
@@ -299,16 +286,16 @@ def test_two_processes_train_as_one_does(
         *("--training.distributed=1", "--dist.port=29713", "--logging.log_level=0", "--logging.tensorboard=0"),
         *("--resolution.max_res=32", "--training.use_blurpool=0", "--cropmix.enabled=1"),
     ]
-    monkeypatch.setattr(trainer, "create_network", _plain_network)
-    trainer.train(parse_config([*options, f"--logging.folder={tmp_path / 'one'}"]))
-    assert "48 a step (1 processes x 4 x 12)" in capfd.readouterr().out
+    monkeypatch.setattr(classifier, "create_network", _plain_network)
+    classifier.train(parse_config([*options, f"--logging.folder={tmp_path / 'one'}"]))
+    assert "global batch 48 (1 x 4 x 12: " in capfd.readouterr().out
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
     command = [sys.executable, str(script), *options, f"--logging.folder={tmp_path / 'two'}", "--dist.world_size=2"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("48 a step (2 processes x 2 x 12)") == 1  # one of them reports
+    assert result.stdout.count("global batch 48 (2 x 2 x 12: ") == 1  # one of them reports
     one, two = _log(tmp_path / "one"), _log(tmp_path / "two")
     losses = [line["train_loss"] for line in one]
     assert len(losses) == 50  # of a step each
@@ -325,15 +312,15 @@ def test_two_processes_train_as_one_does(
         (1, {"scale": 0.3, "number": 23, "operation": "cutmix", "mix_ratio": 0.5, "inter_aug": True}),
     ],
 )
-def test_the_decoder_gets_the_options_of_the_augmentation(
-    trainer: ModuleType, monkeypatch, enabled: int, expected: dict
-) -> None:
+def test_the_decoder_gets_the_options_of_the_augmentation(monkeypatch, enabled: int, expected: dict) -> None:
     received = {}
-    monkeypatch.setattr(trainer, "CropMixRGBImageDecoder", lambda size, **options: received.update(options, size=size))
+    monkeypatch.setattr(
+        classifier, "CropMixRGBImageDecoder", lambda size, **options: received.update(options, size=size)
+    )
     cropmix = ["--cropmix.scale=0.3", "--cropmix.number=23", "--cropmix.operation=cutmix", "--cropmix.mix_ratio=0.5"]
     run = ["--data.train_dataset=t", "--data.val_dataset=v", "--logging.folder=f", "--training.seed=9"]
     flip = "--data.flip_probability=0.25"
-    trainer.create_decoder(parse_config([*run, *cropmix, flip, f"--cropmix.enabled={enabled}"]))
+    classifier.create_decoder(parse_config([*run, *cropmix, flip, f"--cropmix.enabled={enabled}"]))
     assert received == {"size": (160, 160), "flip_probability": 0.25, "seed": 9, **expected}
 
 
@@ -348,44 +335,44 @@ def test_usage_errors_are_quick() -> None:
     assert messages == ["error: there is no option training.epochz; close to it: training.epochs"]
 
 
-def test_unknown_architecture(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
+def test_unknown_architecture(data: list[str], tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    status, message = _refused(trainer, capsys, *data, f"--logging.folder={run}", "--model.arch=resnet51")
+    status, message = _refused(capsys, *data, f"--logging.folder={run}", "--model.arch=resnet51")
     assert status == 2
     assert message.startswith("error: model.arch: torchvision has no architecture 'resnet51'; close to it: ")
     assert message.count("\n") == 1
     assert not run.exists()
 
 
-def test_missing_and_unreadable_files_are_named(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
+def test_missing_and_unreadable_files_are_named(data: list[str], tmp_path: Path, capsys) -> None:
     run, missing, text = tmp_path / "run", tmp_path / "missing.beton", tmp_path / "text.beton"
     text.write_text("no images here " * 100)
     options = [data[1], f"--logging.folder={run}", "--model.num_classes=3"]
-    assert _refused(trainer, capsys, f"--data.train_dataset={missing}", *options) == (
+    assert _refused(capsys, f"--data.train_dataset={missing}", *options) == (
         1,
         f"error: {missing}: no such file or directory",
     )
-    status, message = _refused(trainer, capsys, f"--data.train_dataset={text}", *options)
+    status, message = _refused(capsys, f"--data.train_dataset={text}", *options)
     assert status == 1
     assert message.startswith(f"error: {text} ")
     assert "\n" not in message
     assert not run.exists()
 
 
-def test_batch_larger_than_the_training_set(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
-    status, message = _refused(trainer, capsys, *data, f"--logging.folder={tmp_path}", "--training.batch_size=51")
+def test_batch_larger_than_the_training_set(data: list[str], tmp_path: Path, capsys) -> None:
+    status, message = _refused(capsys, *data, f"--logging.folder={tmp_path}", "--training.batch_size=51")
     assert status == 2
-    assert "51 images a step are more than 50, the whole training set" in message
+    assert "the global batch of 51 images is larger than the training set of 50" in message
 
 
-def test_label_that_the_model_does_not_have(trainer: ModuleType, data: list[str], tmp_path: Path, capsys) -> None:
-    status, message = _refused(trainer, capsys, *data, f"--logging.folder={tmp_path}", "--model.num_classes=2")
+def test_label_that_the_model_does_not_have(data: list[str], tmp_path: Path, capsys) -> None:
+    status, message = _refused(capsys, *data, f"--logging.folder={tmp_path}", "--model.num_classes=2")
     assert status == 1
     assert "sample 2 is of class 2, the model's are 0 to 1" in message
 
 
-def test_a_last_batch_of_one(trainer: ModuleType, data: list[str]) -> None:
+def test_a_last_batch_of_one(data: list[str]) -> None:
     config = parse_config([*data, "--logging.folder=unused", "--validation.batch_size=9", "--validation.resolution=8"])
-    loader = trainer.create_val_loader(config, Processes(torch.device("cpu")))
+    loader = classifier.create_val_loader(config, Processes(torch.device("cpu")))
     shapes = [(images.shape, labels.shape) for images, labels in loader]
     assert shapes == [((9, 3, 8, 8), (9,)), ((1, 3, 8, 8), (1,))]

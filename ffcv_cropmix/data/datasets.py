@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.check import Beton, check_beton
-from ..data.sidecar import match_names, read_sidecar
 from ..errors import DataError
+from .check import Beton, check_beton
+from .sidecar import match_names, read_sidecar
 
 
 def count_classes(path: str) -> int:

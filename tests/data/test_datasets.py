@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ffcv_cropmix.data.convert import convert
+from ffcv_cropmix.data.datasets import check_datasets
 from ffcv_cropmix.data.encode import EncodeOptions
 from ffcv_cropmix.data.images import Source
 from ffcv_cropmix.data.sidecar import sidecar_path
 from ffcv_cropmix.errors import DataError
-from ffcv_cropmix.training.datasets import check_datasets
 
 FRUIT = ["apple", "banana", "cherry", "date"]
 
