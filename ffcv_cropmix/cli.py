@@ -12,6 +12,7 @@ from .options import closest
 
 COMMANDS = {
     "convert": ("convert", "write images to a .beton file"),
+    "train": ("train", "train an image classifier, with CropMix or RandomResizedCrop"),
     "evaluate": ("evaluate", "accuracy, calibration and robustness, beside the paper's numbers"),
     "verify": ("verify", "check whether a .beton file is whole"),
     "visualize": ("visualize", "plot crops, their share of the mix, and the mix"),

@@ -13,40 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from .errors import run_program, wrong_options
-from .evaluation.settings import Settings
+from .evaluation.settings import METRICS, VARIANTS, Settings
 from .options import inline, option, parse_options
 
-COLUMNS = {
-    "clean": "Clean",
-    "rms": "RMS cal.",
-    "fgsm": "FGSM",
-    "replace": "Replace",
-    "noise": "Noise",
-    "imagenet_a": "IN-A",
-    "imagenet_r": "IN-R",
-    "imagenet_sketch": "IN-S",
-}
+COLUMNS = METRICS | VARIANTS
 
-# Table 2 of arXiv 2205.15955: ResNet-50 on ImageNet, trained by three recipes. R1: 300 epochs, lr 0.1, times 0.1 every
-# 75 epochs, no label smoothing.
-PUBLISHED: dict[str, tuple[float, ...]] = {
-    "paper, R1, RandomResizedCrop": (76.59, 8.81, 21.01, 58.77, 72.92, 4.29, 35.30, 23.08),
-    "paper, R1, CropMix": (77.60, 7.73, 23.94, 59.29, 73.82, 6.53, 39.12, 25.56),
-    "paper, R2, RandomResizedCrop": (78.41, 30.62, 37.12, 60.12, 76.68, 9.67, 41.11, 28.22),
-    "paper, R2, CropMix": (78.71, 19.62, 37.47, 61.87, 77.19, 12.43, 44.25, 32.39),
-    "paper, R3, RandomResizedCrop": (78.67, 26.23, 34.97, 55.42, 76.95, 8.10, 40.80, 28.82),
-    "paper, R3, CropMix": (78.82, 26.00, 36.02, 55.62, 77.07, 9.68, 41.96, 29.36),
+_PAPERS = ("clean", "rms", "fgsm", "replace", "noise", "imagenet_a", "imagenet_r", "imagenet_sketch")
+PUBLISHED: dict[str, dict[str, float]] = {
+    f"paper, {recipe}": dict(zip(_PAPERS, numbers))
+    for recipe, numbers in {
+        "R1, RandomResizedCrop": (76.59, 8.81, 21.01, 58.77, 72.92, 4.29, 35.30, 23.08),
+        "R1, CropMix": (77.60, 7.73, 23.94, 59.29, 73.82, 6.53, 39.12, 25.56),
+        "R2, RandomResizedCrop": (78.41, 30.62, 37.12, 60.12, 76.68, 9.67, 41.11, 28.22),
+        "R2, CropMix": (78.71, 19.62, 37.47, 61.87, 77.19, 12.43, 44.25, 32.39),
+        "R3, RandomResizedCrop": (78.67, 26.23, 34.97, 55.42, 76.95, 8.10, 40.80, 28.82),
+        "R3, CropMix": (78.82, 26.00, 36.02, 55.62, 77.07, 9.68, 41.96, 29.36),
+    }.items()
 }
+"""Table 2 of arXiv 2205.15955: ResNet-50 on ImageNet, trained by three recipes. R1: 300 epochs, lr 0.1, times 0.1 every
+75 epochs, no label smoothing"""
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The paper's rows and those of `suite.measure`, aligned; a dash where nothing was measured."""
-    rows = [(name, dict(zip(COLUMNS, figures, strict=True))) for name, figures in PUBLISHED.items()]
-    rows += [(result["checkpoint"], result) for result in results]
+    """Format an aligned table of the paper's numbers and of results.
+
+    Args:
+        results: Results of `suite.measure`. A metric that one lacks is shown as a dash.
+
+    Example:
+        >>> lines = table([{"checkpoint": "mine.pt", "clean": 77.123}]).splitlines()
+        >>> print(" ".join(lines[-1].split()))
+        mine.pt 77.12 - - - - - - -
+    """
+    rows = [*PUBLISHED.items(), *((result["checkpoint"], result) for result in results)]
     width = max(len(name) for name, _ in rows)
     lines = ["".join([f"{'top-1, %':{width}}", *(f"{title:>9}" for title in COLUMNS.values())])]
-    for name, figures in rows:
-        cells = (f"{figures[key]:9.2f}" if key in figures else f"{'-':>9}" for key in COLUMNS)
+    for name, numbers in rows:
+        cells = (f"{numbers[key]:9.2f}" if key in numbers else f"{'-':>9}" for key in COLUMNS)
         lines.append("".join([f"{name:{width}}", *cells]))
     return "\n".join(lines)
 
@@ -74,8 +77,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cro
     with wrong_options():
         results = [measure(checkpoint, data, options.settings) for checkpoint in options.checkpoint]
     if options.json:
-        published = {name: dict(zip(COLUMNS, figures, strict=True)) for name, figures in PUBLISHED.items()}
-        print(json.dumps({"data": str(options.data), "images": len(data), "results": results, "published": published}))
+        print(json.dumps({"data": str(options.data), "images": len(data), "results": results, "published": PUBLISHED}))
     else:
         print(f"{options.data}: {len(data):,} images of {len(data.classes):,} classes")
         for result in results:

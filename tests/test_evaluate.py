@@ -1,4 +1,4 @@
-"""python -m ffcv_cropmix.evaluate: every figure against one worked out from the images with torch and numpy alone."""
+"""python -m ffcv_cropmix.evaluate: every number against one worked out from the images with torch and numpy alone."""
 
 from __future__ import annotations
 
@@ -259,8 +259,8 @@ def test_mistakes_are_one_line(run, sealed, betons, checkpoint: Path, tmp_path: 
         (tmp_path / "params.json").write_text(json.dumps({"model": {"arch": "resnet18", "num_classes": count}}))
         assert refused(file=lone) == (
             1,
-            f"error: {lone} is of {count} classes and does not name them, {sealed['raw']} has {COUNT}: "
-            "--classes_of TRAIN.beton names them\n",
+            f"error: {lone} has {count} classes and does not name them, {sealed['raw']} has {COUNT}: "
+            "name them with --classes_of TRAIN.beton\n",
         )
     for option, value in (("eps", 2), ("noise_std", -1), ("batch_size", 0), ("num_workers", 999), ("resolution", 0)):
         status, error = refused(f"--{option}={value}")

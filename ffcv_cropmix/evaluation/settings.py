@@ -1,4 +1,7 @@
-"""What `ffcv-cropmix evaluate` measures, and how. Imports neither torch nor FFCV."""
+"""The metrics of `ffcv-cropmix evaluate` and their settings. Imports neither torch nor FFCV.
+
+A metric is an entry of `METRICS` here, with its title in the table, and a function in `suite.MEASURES`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from typing import Literal
 
 from ..options import option, require
 
-METRICS = ("clean", "rms", "fgsm", "noise", "replace")
-"""What is measured on the validation set"""
-VARIANTS = ("imagenet_a", "imagenet_r", "imagenet_sketch")
-"""Other test sets"""
+METRICS = {"clean": "Clean", "rms": "RMS cal.", "fgsm": "FGSM", "replace": "Replace", "noise": "Noise"}
+"""Metrics on the validation set, and their titles in the table"""
+VARIANTS = {"imagenet_a": "IN-A", "imagenet_r": "IN-R", "imagenet_sketch": "IN-S"}
+"""Other test sets, likewise"""
 
 
 def _cores() -> int:
@@ -21,10 +24,14 @@ def _cores() -> int:
 
 @dataclass(kw_only=True)
 class Settings:
-    """What is measured, and how.
+    """Which metrics to measure, and how.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> Settings(metrics=["clean", "rms"], batch_size=128).noise_std
+        0.1
     """
 
     arch: str | None = None
@@ -81,5 +88,5 @@ class Settings:
         require(1 <= self.num_workers <= cores, "num_workers", f"in 1 to {cores}, the cores", self.num_workers)
 
     def variants(self) -> dict[str, Path]:
-        """The folders of the other test sets that are given, by their names in `VARIANTS`."""
+        """Return the folders of the other test sets that are given, by their names in `VARIANTS`."""
         return {name: folder for name in VARIANTS if (folder := getattr(self, name))}

@@ -74,7 +74,10 @@ def read_run(folder: str | Path) -> RunRecord:
     try:
         config = json.loads(params.read_bytes())
         lines = log.read_bytes().splitlines() if log.exists() else []
-        label = config.get("label") or {"model": config["model"]["arch"], "augmentation": augmentation(config)}
+        if "label" in config:
+            label = config["label"]
+        else:  # a run of 0.1.0
+            label = {"model": config["model"]["arch"], "augmentation": augmentation(config)}
         run = RunRecord(
             name=folder.resolve().name,
             model=label["model"],

@@ -294,7 +294,7 @@ def augmentation(options: Mapping[str, Any]) -> str:
     return text + (f" and {' or '.join(between)} between images" if between else "")
 
 
-def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """Parse the options of train_imagenet.py (default: of the command line); see `parse_options`."""
+def parse_config(arguments: Sequence[str] | None = None, *, prog: str = "train_imagenet.py") -> Config:
+    """Parse the options of the trainer (default: the command line's); see `parse_options`."""
     description = "Train an image classifier on .beton files, with CropMix or RandomResizedCrop."
-    return parse_options(Config, arguments, prog="train_imagenet.py", description=description)
+    return parse_options(Config, arguments, prog=prog, description=description)

@@ -159,6 +159,13 @@ def test_what_is_no_run_is_refused_in_one_line(file: str, text: str | None, mess
     assert not (tmp_path / "compare.png").exists()
 
 
+def test_a_run_is_named_by_its_label(runs: list[Path]) -> None:
+    label = {"model": "MoCo resnet50", "augmentation": "one-way cutmix"}
+    (runs[0] / "params.json").write_text(json.dumps({"label": label, "training": {"epochs": 3}}))
+    run = read_run(runs[0])
+    assert {"model": run.model, "augmentation": run.augmentation} == label
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere is not a run's folder"):
         read_run(tmp_path / "nowhere")
