@@ -246,7 +246,7 @@ def test_mistakes_are_one_line(run, sealed, betons, checkpoint: Path, tmp_path: 
     )
     assert refused("--arch", "resnet51")[0] == 2
     status, error = refused("--arch", "resnet50")
-    assert (status, "that of resnet50 with 37 classes is" in error) == (1, True)
+    assert (status, "in resnet50 with 37 classes it has" in error) == (1, True)
     lone = tmp_path / "weights.pt"
     lone.write_bytes(checkpoint.read_bytes())
     status, error = refused(file=lone)

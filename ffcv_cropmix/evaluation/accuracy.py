@@ -1,4 +1,4 @@
-"""Accuracy of a model on a validation set."""
+"""Accuracy, loss and confidence of a model on a validation set."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .calibration import rms_calibration_error
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on a validation set."""
+    """Results of a model on a validation set."""
 
     top_1: float
-    """Share of samples whose class has the largest output, percent"""
+    """Top-1 accuracy, percent"""
     top_5: float
-    """Share of samples whose class is among the five largest outputs, percent"""
+    """Top-5 accuracy, percent"""
     loss: float
-    """Mean cross-entropy, nats; without label smoothing"""
+    """Mean cross-entropy without label smoothing, nats"""
     confidence: np.ndarray
-    """(n,) float32, the largest softmax output of each sample, in the order of the loader; one process after another"""
+    """float32 (n,): largest softmax output of each sample, in the order of the loader, concatenated by rank"""
     correct: np.ndarray
-    """(n,) bool, whether the class of that output is the sample's"""
+    """bool (n,): whether that output belongs to the true class"""
 
     @property
     def rms_calibration_error(self) -> float:
-        """Percent; see `calibration`"""
+        """RMS calibration error, percent; see `calibration.rms_calibration_error`"""
         return rms_calibration_error(self.confidence, self.correct)
 
     def entries(self) -> dict[str, float]:
-        """What a trainer's log has of it."""
+        """Return the entries for a trainer's log."""
         names = {"top_1": self.top_1, "top_5": self.top_5, "val_loss": self.loss}
         return {**names, "rms_calibration_error": self.rms_calibration_error}
 
@@ -47,22 +47,28 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model, and leave it in evaluation mode.
 
-    Where torch.distributed runs, each process brings its batches, and all get the result over all of them.
+    With torch.distributed, each process evaluates its own batches, and all get the result over all of them.
 
     Args:
-        model: images (N, 3, H, W) to outputs (N, num_classes), before the softmax.
-        batches: images, and labels of shape (N,), int64 in [0, num_classes), both on the model's device.
-        num_classes: at least 2; with fewer than 6 classes top-5 is always 100 %.
-        flip_tta: average the outputs for each image and its mirror image, before the softmax.
+        model: Maps images (N, 3, H, W) to logits (N, num_classes).
+        batches: Images, and labels, int64 (N,) in [0, num_classes), both on the model's device.
+        num_classes: Number of classes, at least 2. With fewer than 6, top-5 is always 100 %.
+        flip_tta: Average the logits for each image and its horizontal flip.
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: There are no batches.
+
+    Example:
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the brightest channel
+        >>> images = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 8)
+        >>> evaluate(model, [(images, torch.tensor([0, 1, 1]))], num_classes=3).top_1
+        66.66666...
     """
     model.eval()
     metrics: dict[str, Metric] = {
         "top_1": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         "top_5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro", validate_args=False),
-        "loss": MeanMetric(nan_strategy="disable"),  # the check for NaN waits for the GPU
+        "loss": MeanMetric(nan_strategy="disable"),  # its check for NaN would wait for the GPU
         "confidence": CatMetric(nan_strategy="disable"),
         "correct": CatMetric(nan_strategy="disable"),
     }

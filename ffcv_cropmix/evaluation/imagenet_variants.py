@@ -1,4 +1,4 @@
-"""ImageNet-A, -R and -Sketch: other images of ImageNet's classes, a folder of images for each WordNet id."""
+"""ImageNet-A, -R and -Sketch: other test sets, with one folder of images per WordNet id."""
 
 from __future__ import annotations
 
@@ -20,24 +20,32 @@ from ..errors import DataError
 
 @dataclass(frozen=True)
 class Variant:
-    """Images of some of the classes that a model knows."""
+    """A test set with some of the classes of a model."""
 
     files: list[Path]
     labels: np.ndarray
-    """(n,) int64, the model's outputs"""
+    """int64 (n,): the model's outputs"""
     classes: list[int]
-    """Those that are the set's, ascending"""
+    """The model's outputs for the classes of the set, ascending"""
 
     def batches(
         self, outputs: Sequence[int], side: int, ratio: float, interpolation: str, batch_size: int, workers: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, uint8 (N, 3, side, side), and labels, int64 (N,), as places in `outputs`, which ascend.
+        """Iterate over images, uint8 (N, 3, side, side), and labels, int64 (N,).
 
-        The shorter side is resized to side / ratio, the centre cut out: with 224 px and 224/256, as the authors of
-        these sets do it.
+        The shorter side is resized to side / ratio, and the centre is cropped. With 224 px and 224/256, this is what
+        the authors of these sets do.
+
+        Args:
+            outputs: Ascending outputs of the model that count. Labels are positions in this list.
+            side: Side of the images, px.
+            ratio: Side of the crop as a share of the resized shorter side.
+            interpolation: bilinear or bicubic.
+            batch_size: Images per batch.
+            workers: Number of threads.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: An image cannot be read.
         """
         resize = transforms.Resize(round(side / ratio), transforms.InterpolationMode(interpolation))
         load = _loading(transforms.Compose([resize, transforms.CenterCrop(side)]))
@@ -62,15 +70,15 @@ def _loading(transform: Callable[[Image.Image], Image.Image]) -> Callable[[Path]
 
 
 def open_variant(folder: Path, classes: Sequence[str], where: object = "--data") -> Variant:
-    """List the images of a set.
+    """List the images of a test set.
 
     Args:
-        folder: with a folder for each class, named as in `classes`.
+        folder: Contains one folder of images per class, named as in `classes`.
         classes: WordNet ids by output of the model.
-        where: what names those, for messages.
+        where: Source of those ids, for messages.
 
     Raises:
-        DataError: it is not there, or a folder is no class of the model.
+        DataError: The folder is missing, or contains a class that the model lacks.
     """
     source = open_source("imagefolder", folder, "test")
     number = {name: output for output, name in enumerate(classes)}
@@ -79,13 +87,18 @@ def open_variant(folder: Path, classes: Sequence[str], where: object = "--data")
             known = ", ".join(classes[:3])
             raise DataError(f"{folder / name}: {name} is none of the {len(classes)} classes of {where} ({known}, ...)")
     if len(source.classes) < 2:
-        raise DataError(f"{folder} has the images of one class only")
+        raise DataError(f"{folder} has images of one class only")
     outputs = np.array([number[name] for name in source.classes])
     return Variant([Path(str(path)) for path in source.images], outputs[source.labels], sorted(outputs.tolist()))
 
 
 class Sliced(nn.Module):
-    """A model that answers with some of its classes only: what it says of the others does not count."""
+    """A model restricted to some of its outputs.
+
+    Example:
+        >>> Sliced(nn.Identity(), [0, 2])(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[1., 3.]])
+    """
 
     def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
         super().__init__()

@@ -89,12 +89,12 @@ def test_what_cannot_be_compared_is_said(train: str, tmp_path: Path, capsys, nam
     sidecar_path(paths[nameless]).unlink()
     data = check_datasets(paths["train"], paths["val"])
     assert (data.num_classes, data.val_numbers) == (1000 if nameless == "train" else 4, None)
-    assert "classes are not compared; label k is taken to be output k" in capsys.readouterr().out
+    assert "classes are not compared; label k is assumed to be output k" in capsys.readouterr().out
 
 
 def test_labels_that_a_sidecar_does_not_name(train: str, tmp_path: Path) -> None:
     val = _write(tmp_path / "val.beton", FRUIT[::-1], [3, 2])
     content = json.loads(sidecar_path(val).read_text())
     sidecar_path(val).write_text(json.dumps(content | {"classes": ["date", "apple"]}))
-    with pytest.raises(DataError, match=r"val\.beton: sample 0 is of class 3, .*do not belong together"):
+    with pytest.raises(DataError, match=r"val\.beton: sample 0 has the label 3, .*do not belong together"):
         check_datasets(train, val)

@@ -91,11 +91,11 @@ def test_boxes_in_the_order_of_the_files_rows(tmp_path: Path, by_class: bool) ->
 def test_annotations_of_other_images(tmp_path: Path) -> None:
     classes = ["n00000001", "n00000002"]
     _annotate(tmp_path, 1, classes[1], (0, 0, 1, 1), size=(9, 9))
-    with pytest.raises(DataError, match=r"has 1 files ILSVRC2012_val_.* file 2 samples"):
+    with pytest.raises(DataError, match=r"has 1 files ILSVRC2012_val_.* for 2 samples"):
         read_boxes(tmp_path, classes, np.array([0, 1]))
     with pytest.raises(DataError, match=f"^{tmp_path}: its classes"):
         read_boxes(tmp_path, classes, np.array([0]))
     for content in ("<annotation>", "<annotation/>", (tmp_path / "ILSVRC2012_val_00000001.xml").read_text()):
         (tmp_path / "ILSVRC2012_val_00000001.xml").write_text(content.replace(classes[1], "n00000003"))
-        with pytest.raises(DataError, match=r"00000001\.xml is no annotation of an image"):
+        with pytest.raises(DataError, match=r"00000001\.xml is not an annotation of an image"):
             read_boxes(tmp_path, classes, np.array([1]))

@@ -85,7 +85,7 @@ def test_what_the_run_says_of_itself(state: State, tmp_path: Path) -> None:
         assert known == ("resnet18", 4, True, 256)
     for content in ("[", "[]"):
         (tmp_path / "params.json").write_text(content)
-        with pytest.raises(DataError, match=r"params\.json does not hold the options of a run"):
+        with pytest.raises(DataError, match=r"params\.json does not contain the options of a run"):
             read_weights(path)
 
 
@@ -142,7 +142,7 @@ OTHERS: dict[str, tuple[Callable[[State], Any], dict[str, Any], list[str]]] = {
             **{"args": Namespace(**TIMM, output=Path("x")), "metric": np.float64(77)},
         },
         {"arch": "timm/resnet18", "num_classes": 4},
-        ["left out of .*: numpy", "state_dict_ema is taken, not state_dict"],
+        ["skipped in .*: numpy", "using state_dict_ema, not state_dict"],
     ),
     "timm's": (
         lambda state: {
@@ -160,7 +160,7 @@ OTHERS: dict[str, tuple[Callable[[State], Any], dict[str, Any], list[str]]] = {
             "args": Namespace(model="resnet18", val_crop_size=32, val_resize_size=40, interpolation="bilinear"),
         },
         {"arch": "resnet18", "resolution": 32, "crop_ratio": 0.8},
-        [r"model_ema\.module is taken, not model"],
+        [r"using model_ema\.module, not model"],
     ),
     "Lightning's": (
         lambda state: {
@@ -173,7 +173,7 @@ OTHERS: dict[str, tuple[Callable[[State], Any], dict[str, Any], list[str]]] = {
         {},
         [
             r"as neither tensors nor plain values: some_library\.Loop$",
-            r"left out of .*: state_dict\.criterion\.weight$",
+            r"skipped in .*: state_dict\.criterion\.weight$",
         ],
     ),
     "Composer's": (
@@ -190,7 +190,7 @@ OTHERS: dict[str, tuple[Callable[[State], Any], dict[str, Any], list[str]]] = {
             "options": {"model.arch": "resnet18", "validation.crop_ratio": 1, "validation.lr_tta": 1},
         },
         {"arch": "resnet18", "crop_ratio": 1, "flip_tta": True, "mean": list(IMAGENET_MEAN)},
-        [r"ema\.module is taken, not model"],
+        [r"using ema\.module, not model"],
     ),
     "before counters": (lambda state: {k: v for k, v in state.items() if "num_batches" not in k}, {}, []),
     "parameters": (lambda state: {k: nn.Parameter(v.float()) for k, v in state.items()}, {}, []),
@@ -243,8 +243,8 @@ def test_mocos_query_encoder_is_a_backbone(state: State, tmp_path: Path) -> None
     backbone.fc = nn.Identity()
     load_weights(backbone, weights, "resnet18", without=("fc.",))
     assert torch.equal(backbone.conv1.weight, state["conv1.weight"])
-    assert re.search(r"encoder_q is taken, not \S+encoder_k", weights.notes[-2])
-    assert re.search(r"left out of .*: fc\.0\.weight and \d+ more", weights.notes[-1])
+    assert re.search(r"encoder_q, not \S+encoder_k", weights.notes[-2])
+    assert re.search(r"skipped in .*: fc\.0\.weight and \d+ more", weights.notes[-1])
 
 
 def _changed(state: State, **changes: Tensor | None) -> State:
@@ -256,10 +256,10 @@ def _changed(state: State, **changes: Tensor | None) -> State:
     [
         (
             {"fc.weight": torch.zeros(9, 512)},
-            r"fc\.weight is \(9, 512\), that of resnet18 with 4 classes is \(4,",
+            r"fc\.weight has the shape \(9, 512\), in resnet18 with 4 classes it has \(4,",
         ),
         ({"bn1.bias": None}, r"weights\.pt is not of resnet18: it lacks bn1\.bias$"),
-        ({"fc.bias": torch.full((4,), torch.nan)}, r"weights\.pt: fc\.bias has values that are not finite"),
+        ({"fc.bias": torch.full((4,), torch.nan)}, r"weights\.pt: fc\.bias contains NaN or infinity"),
         ({"more": torch.zeros(1), "yet": torch.zeros(1)}, r"it also has more and 1 more$"),
     ],
 )

@@ -368,7 +368,7 @@ def test_batch_larger_than_the_training_set(data: list[str], tmp_path: Path, cap
 def test_label_that_the_model_does_not_have(data: list[str], tmp_path: Path, capsys) -> None:
     status, message = _refused(capsys, *data, f"--logging.folder={tmp_path}", "--model.num_classes=2")
     assert status == 1
-    assert "sample 2 is of class 2, the model's are 0 to 1" in message
+    assert "sample 2 has the label 2, the model has 0 to 1" in message
 
 
 def test_a_last_batch_of_one(data: list[str]) -> None:
