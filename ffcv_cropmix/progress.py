@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of long work: a bar on a terminal, a line every 10 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ def progress(
     initial: int = 0,
     status: Callable[[], str] = lambda: "",
 ) -> Iterator[T]:
-    """Iterate, and show on stderr how far it is, the rate and the time left.
+    """Iterate and show on stderr the progress, the rate and the time left: a bar on a terminal, else lines.
 
     Args:
-        total: items, with those that were done before.
+        iterable: the items to go through.
+        total: number of items, including `initial`.
         desc: what is being done.
-        unit: what the items are.
-        initial: items that were done before.
-        status: what there is to say besides, when it is said.
+        unit: name of the items.
+        initial: number of items done before.
+        status: returns what to add, such as the loss.
+
+    Example:
+        >>> sum(progress([1, 2, 3], 3, "numbers", "numbers"))
+        6
     """
     if sys.stderr.isatty():
         with tqdm(iterable, total=total, initial=initial, desc=desc, unit=f" {unit}", leave=False) as bar:

@@ -60,20 +60,20 @@ _READ_BACK = 64  # samples
 
 
 def _largest_sample(source: Source, options: EncodeOptions) -> int:
-    """How many bytes a sample can have, at most: from the files' headers if it may be more than a page of FFCV's."""
+    """Return an upper bound of a sample's bytes, from the files' headers if it may exceed FFCV's page size."""
     if isinstance(source.images, np.ndarray):
         return source.images[0].nbytes
     if options.max_resolution and 3 * options.max_resolution**2 <= _PAGE_SIZE:
         return 3 * options.max_resolution**2
     largest = 1
     for index, image in enumerate(progress(source.images, len(source), "sizes", "images")):
-        with suppress(Exception):  # a worker will say it
+        with suppress(Exception):  # the worker will report it
             largest = max(largest, most_bytes(index, image, options))
     return largest
 
 
 def _page_size(largest: int) -> int:
-    """Bytes of a page that has room for a sample of this size."""
+    """Return the page size in bytes for samples of this size."""
     size = _PAGE_SIZE
     while size < min(largest, _LARGEST_PAGE):
         size *= 2
@@ -82,24 +82,24 @@ def _page_size(largest: int) -> int:
 
 @dataclass
 class Converted:
-    """What was written."""
+    """The result of `convert`."""
 
     size: int = 0
-    """Bytes of the .beton file"""
+    """Size of the .beton file in bytes"""
     rows: list[int] = field(default_factory=list)
-    """Indices of the samples in the source"""
+    """Indices of the written samples in the source, by row"""
     kept: int = 0
-    """JPEG files stored as they are, or as their coefficients"""
+    """Number of JPEG files stored unchanged, or as their coefficients"""
     damaged: int = 0
-    """JPEG files re-encoded because decoding them gave an error or a warning"""
+    """Number of JPEG files encoded again because decoding them gave an error or a warning"""
     other: int = 0
-    """JPEG files re-encoded because mode dct cannot say them"""
+    """Number of JPEG files encoded again because mode dct cannot represent them"""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of the samples that could not be converted, those of `Source.skipped` first"""
+    """(name, reason) of the samples that could not be converted, `Source.skipped` first"""
 
 
 class _Tables(NamedTuple):
-    """What is in a .beton file besides images."""
+    """Everything in a .beton file but the images."""
 
     front: bytes  # header, fields, metadata
     allocations: np.ndarray  # _ALLOCATION (n,)
@@ -109,7 +109,7 @@ class _Tables(NamedTuple):
 def _write(
     file: BinaryIO, source: Source, samples: Iterable[Encoded | str], page_size: int, dct: bool
 ) -> tuple[Converted, _Tables]:
-    """Header, fields, metadata, pages of samples, table of allocations."""
+    """Write header, fields, metadata, pages of samples and the allocation table."""
     image_type = (_CUSTOM_TYPE, b"image", DCT_ARGUMENTS.ljust(1024, b"\0")) if dct else (_IMAGE_TYPE, b"image", b"")
     fields = np.array([image_type, (_INT_TYPE, b"label", b"")], _FIELD)
     metadata = np.zeros(len(source), _METADATA)
@@ -129,7 +129,7 @@ def _write(
         if end // page_size < (end + len(data) - 1) // page_size:  # a sample lies in one page
             file.flush()
             page = end // page_size * page_size
-            os.posix_fadvise(file.fileno(), page, page_size, os.POSIX_FADV_DONTNEED)  # to the disk, while others work
+            os.posix_fadvise(file.fileno(), page, page_size, os.POSIX_FADV_DONTNEED)  # to the disk, in the background
             end = next_page(end)
         file.seek(end)
         file.write(data)
@@ -156,10 +156,10 @@ def _write(
 
 
 def _read_back(path: Path, file: BinaryIO, size: int, tables: _Tables) -> None:
-    """See whether the tables and some of the samples are on the disk as they were written.
+    """Compare the tables and some of the samples on the disk with what was written.
 
     Raises:
-        DataError: they are not.
+        DataError: they differ.
     """
     file.flush()
     os.fsync(file.fileno())
@@ -168,7 +168,7 @@ def _read_back(path: Path, file: BinaryIO, size: int, tables: _Tables) -> None:
         raise DataError(f"{path} has {found} bytes on its disk, {size} were written")
 
     def stored(address: int, count: int) -> bytes:
-        os.posix_fadvise(file.fileno(), address, count, os.POSIX_FADV_DONTNEED)  # not from memory
+        os.posix_fadvise(file.fileno(), address, count, os.POSIX_FADV_DONTNEED)  # from the disk, not the cache
         return os.pread(file.fileno(), count, address)
 
     rows = np.unique(np.linspace(0, len(tables.digests) - 1, _READ_BACK).astype(int)).tolist()
@@ -180,26 +180,28 @@ def _read_back(path: Path, file: BinaryIO, size: int, tables: _Tables) -> None:
     if stored(size - len(allocations), len(allocations)) != allocations:
         wrong.append("allocation table")
     if wrong:
-        raise DataError(f"{path} is not on its disk as it was written, first in row or part {wrong[0]}: is it failing?")
+        raise DataError(
+            f"{path} differs on disk from what was written, first in row or part {wrong[0]}: is the disk failing?"
+        )
 
 
 class Estimate(NamedTuple):
-    """Of a conversion, from some of its samples."""
+    """Size and time of a conversion, estimated from some samples."""
 
     size: float
-    """Bytes"""
+    """Size of the file in bytes"""
     seconds: float
-    """Of one process"""
+    """Time with one process"""
     tried: int
-    """Samples"""
+    """Number of samples converted for the estimate"""
     failed: list[tuple[str, str]]
-    """(name, reason) of those of them that cannot be converted"""
+    """(name, reason) of the samples among them that cannot be converted"""
 
 
 def estimate(source: Source, options: EncodeOptions) -> Estimate:
-    """Convert some of the samples, drawn at random, in this process, and keep nothing."""
+    """Estimate a conversion: convert a random sample of the images in this process, and write nothing."""
     page_size = _page_size(_largest_sample(source, options))
-    indices = _drawn(len(source), _TRIED)
+    indices = _random_indices(len(source), _TRIED)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # as in a worker
     encode_chunk([(indices[0], source.images[indices[0]])], options, page_size)  # mode dct compiles, or loads, its code
@@ -211,12 +213,12 @@ def estimate(source: Source, options: EncodeOptions) -> Estimate:
     return Estimate(_sizes(len(source), encoded)[0], seconds, len(indices), failed)
 
 
-def _drawn(count: int, some: int) -> list[int]:
+def _random_indices(count: int, some: int) -> list[int]:
     return sorted(np.random.default_rng(0).choice(count, min(count, some), replace=False).tolist())
 
 
 def _sizes(count: int, encoded: list[Encoded | str]) -> tuple[float, float]:
-    """Bytes of a file of so many samples such as these: expected; and three standard errors less."""
+    """Return the expected size of a file with `count` samples like these, in bytes, and three standard errors less."""
     sizes = np.array([len(sample.data) for sample in encoded if not isinstance(sample, str)] or [0])
     error = sizes.std() / len(sizes) ** 0.5
     tables = _METADATA.itemsize + _ALLOCATION.itemsize
@@ -224,7 +226,7 @@ def _sizes(count: int, encoded: list[Encoded | str]) -> tuple[float, float]:
 
 
 def _check_space(path: Path, count: int, encoded: list[Encoded | str]) -> None:
-    """Raise DataError if a file of so many samples such as these clearly does not fit on its disk."""
+    """Raise DataError if a file with `count` samples like these clearly does not fit on its disk."""
     expected, least = _sizes(count, encoded)
     free = shutil.disk_usage(path.parent).free
     if least > free:
@@ -235,7 +237,7 @@ def _check_space(path: Path, count: int, encoded: list[Encoded | str]) -> None:
 
 
 def skipped_path(path: Path) -> Path:
-    """FILE.beton.skipped.csv"""
+    """Return FILE.beton.skipped.csv, the list of skipped images."""
     return Path(f"{path}.skipped.csv")
 
 
@@ -251,35 +253,43 @@ def convert(
     """Write a source as a .beton file with the fields image and label, and its sidecar.
 
     Args:
-        path: the file; replaced if it exists, once the new one is whole. A symbolic link is followed.
-        on_error: what becomes of an image that cannot be converted: "raise" a DataError, or "skip" it and say so in
-            the file of `skipped_path`.
-        num_workers: processes; None: as many as this one may use cores.
-        chunk_size: samples that a worker takes at a time, at most: fewer if they are large or few.
+        source: the images and labels.
+        path: the file; an existing file is replaced when the new one is complete. A symbolic link is followed.
+        options: how images are stored.
+        on_error: for an image that cannot be converted, "raise" a DataError, or "skip" it and list it in
+            `skipped_path(path)`.
+        num_workers: worker processes; None: one per core.
+        chunk_size: most samples that a worker takes at a time; fewer are used if they are large or few.
 
     Raises:
-        DataError: an image cannot be converted (on_error="skip": none can), a worker died, or the file clearly does not
-            fit on its disk, cannot be written, or is not read back as it was. Nothing is left behind.
+        DataError: an image cannot be converted (with on_error="skip": no image can), a worker died, or the file clearly
+            does not fit on its disk, cannot be written, or differs when read back. Nothing is left behind.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 3), np.uint8)
+        >>> source = Source(classes=["cat", "dog"], labels=np.array([0, 1, 1]), images=images)
+        >>> convert(source, Path("three.beton"), EncodeOptions(write_mode="raw"), num_workers=1).rows
+        [0, 1, 2]
     """
     num_workers = num_workers or len(os.sched_getaffinity(0))
     count = len(source)
     sidecar = _sidecar(source, options)
-    write_sidecar(BytesIO(), sidecar)  # it must not fail at the end
+    write_sidecar(BytesIO(), sidecar)  # so that it cannot fail at the end
     target = followed(path)
     beside = [sidecar_path(target), skipped_path(target)]
-    of_link = [Path(f"{path}.json"), skipped_path(path)] if target != path else []  # about what the file was before
+    of_link = [Path(f"{path}.json"), skipped_path(path)] if target != path else []  # they describe the old file
     with replacing(target, *beside, *of_link) as (file, sidecar_file, skipped_file, *_):
         largest = _largest_sample(source, options)
         page_size = _page_size(largest)
         chunk_size = max(1, min(chunk_size, _CHUNK_BYTES // largest, count // (_TURNS * num_workers)))
-        drawn = _drawn(count, min(_TRIED, max(8, count // 20)))
-        order = drawn + np.setdiff1d(np.arange(count), drawn).tolist()
+        first_indices = _random_indices(count, min(_TRIED, max(8, count // 20)))
+        order = first_indices + np.setdiff1d(np.arange(count), first_indices).tolist()
         chunks = [order[first : first + chunk_size] for first in range(0, count, chunk_size)]
         with closing(
             encode_all(source, chunks, options, largest=page_size, on_error=on_error, num_workers=num_workers)
         ) as encoded:
             each = chain.from_iterable(encoded)
-            tried = dict(zip(drawn, each))
+            tried = dict(zip(first_indices, each))
             _check_space(target, count, list(tried.values()))
             dct = options.write_mode == "dct"
             samples = (tried.pop(index) if index in tried else next(each) for index in range(count))
@@ -298,7 +308,7 @@ def convert(
 
 
 def _sidecar(source: Source, options: EncodeOptions) -> Sidecar:
-    """What is known before the conversion."""
+    """Make the sidecar from what is known before the conversion."""
     return Sidecar(
         dataset=source.dataset,
         split=source.split,

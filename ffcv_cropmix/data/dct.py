@@ -1,4 +1,4 @@
-"""One image as `dct.open_dct` reads it: docs/dct.md has the layout."""
+"""Encode and decode one image of mode dct. docs/dct.md describes the layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .jpeg import Coded, Component, Header, read_jpeg, write_jpeg
 _new_dct_buffers, _open_dct, _decode_codes = entry(dct.new_buffers), entry(dct.open_dct), entry(dct.decode_codes)
 _new_buffers, _decode_dct = entry(dct_pixels.new_buffers), entry(dct_pixels.decode_dct)
 _destroy_context = dct_pixels.destroy_context
-_STEP = 512  # px, in which working memory grows
+_STEP = 512  # px; working memory grows in steps of this
 
 
 @cache
@@ -31,13 +31,13 @@ def _compressor(level: int) -> zstd.ZstdCompressor:
 
 
 def _low_and_high(numbers: list[np.ndarray]) -> tuple[bytes, bytes]:
-    """The bytes of numbers of 16 bits."""
+    """Split 16-bit numbers into their low and their high bytes."""
     both = np.concatenate(numbers).astype("<u2").view(np.uint8).reshape(-1, 2)
     return both[:, 0].tobytes(), both[:, 1].tobytes()
 
 
 def _differences(levels: np.ndarray, columns: int) -> np.ndarray:
-    """Of a component's first coefficients, uint16 (blocks,): 0, -1, 1, -2 as 0, 1, 2, 3."""
+    """Return the differences of a component's first coefficients, uint16 (blocks,): 0, -1, 1, -2 as 0, 1, 2, 3."""
     grid = levels.reshape(-1, columns).astype(np.int64)
     before = np.zeros_like(grid)
     before[:, 1:] = grid[:, :-1]
@@ -47,7 +47,7 @@ def _differences(levels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def pack(coded: Coded, level: int) -> bytes:
-    """A sample of an image's byte code, compressed at one of zstd's levels."""
+    """Pack an image's byte code into a sample, compressed at one of zstd's levels."""
     header = coded.header
     parts = header.components
     lengths = [*map(len, coded.codes), *[0] * (3 - len(parts)), *map(len, coded.escapes), *[0] * (3 - len(parts))]
@@ -73,19 +73,19 @@ def pack(coded: Coded, level: int) -> bytes:
         b"".join(_low_and_high(coded.escapes)),
     ]
     compressor = _compressor(level)
-    # A block of zstd's for each, with an entropy code of its own.
+    # One zstd block per stream, each with its own entropy code.
     blocks = [compressor.compress(stream, zstd.ZstdCompressor.FLUSH_BLOCK) for stream in streams if len(stream)]
     return b"".join([front, *blocks, compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)])
 
 
 def encode_dct(data: bytes, height: int, width: int, level: int) -> bytes | None:
-    """A sample of a sound JPEG of this size, gray or YCbCr; None: see `read_jpeg`."""
+    """Encode a sound JPEG of this size, gray or YCbCr, as a sample; None if `read_jpeg` returns None."""
     coded = read_jpeg(data, height, width)
     return pack(coded, level) if coded else None
 
 
 class _Reader:
-    """Working memory for images up to a size, which takes longer to get than many an image to decode."""
+    """Working memory for images up to a size. Allocating it takes longer than decoding many an image."""
 
     def __init__(self, height: int, width: int) -> None:
         self.buffers = _new_buffers(height, width)
@@ -96,9 +96,9 @@ _reader = lru_cache(maxsize=1)(_Reader)
 
 
 def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
-    """The RGB pixels of a sample of this size, uint8 (height, width, 3), as the decoders have them; None: damaged.
+    """Decode a sample of this size to RGB, uint8 (height, width, 3), as the decoders do; None if it is damaged.
 
-    A view of memory that the next call overwrites.
+    The result is a view of memory that the next call overwrites.
     """
     buffers = _reader(-(-height // _STEP) * _STEP, -(-width // _STEP) * _STEP).buffers
     box = np.array([0, 0, height, width])
@@ -107,7 +107,7 @@ def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
 
 
 def unpack(sample: bytes, height: int, width: int) -> tuple[Header, np.ndarray] | None:
-    """What is known of the JPEG, and its coefficients, int16 (blocks, 64), in natural order; None: damaged."""
+    """Return the JPEG's header and its coefficients, int16 (blocks, 64), in natural order; None if it is damaged."""
     data, context = np.frombuffer(sample, np.uint8), dct.new_context()
     buffers = _new_dct_buffers(dct.largest_content(height, width), -(-height // 8))
     code = _open_dct(context, data, height, width, buffers)
@@ -124,10 +124,10 @@ def unpack(sample: bytes, height: int, width: int) -> tuple[Header, np.ndarray] 
 
 
 def to_jpeg(sample: bytes, height: int, width: int) -> bytes:
-    """A JPEG file with the coefficients of a sample.
+    """Return a JPEG file with the coefficients of a sample.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the sample is damaged.
     """
     found = unpack(sample, height, width)
     if found is None:

@@ -1,4 +1,4 @@
-"""One sample: an image as FFCV's RGBImageField stores it, or a JPEG file as it is."""
+"""Encode one sample: an image as FFCV's RGBImageField stores it, a JPEG file unchanged, or its coefficients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .. import libturbojpeg
 from ..errors import require
 from .images import DCT, JPG, RAW, ImageFile, Stored, decode_rgb, orientation, read
 
-_LARGEST_SIDE = {JPG: 65_500, RAW: 65_535, DCT: 65_500}  # px: libjpeg's limit, that of a <u2
-_CHECKED_AREA = 2**26  # px, of JPEGs whose size is compared with their header before there is memory for them
+_LARGEST_SIDE = {JPG: 65_500, RAW: 65_535, DCT: 65_500}  # px: the limits of libjpeg and of a uint16
+_CHECKED_AREA = 2**26  # px; for larger JPEGs the file's size is checked before memory is allocated
 DCT_ARGUMENTS = b"ffcv_cropmix.DCTImageField 1"
-"""What a field of mode dct has for arguments in a .beton file: its name, and the version of the layout"""
+"""Arguments of a field of mode dct in a .beton file: its name and the version of its layout"""
 _COLORS = (libturbojpeg.TJCS_RGB, libturbojpeg.TJCS_YCBCR, libturbojpeg.TJCS_GRAY)  # not CMYK, which FFCV cannot decode
 
 
@@ -69,22 +69,32 @@ class EncodeOptions:
 
 
 class Encoded(NamedTuple):
-    """One sample."""
+    """An encoded sample."""
 
     mode: int
     height: int
     width: int
     data: bytes
     origin: Literal["pixels", "file", "damaged file", "other file"] = "pixels"
-    """file: a JPEG as it is, or its coefficients; damaged file: it would be, but libjpeg complains of it;
-    other file: mode dct cannot say it"""
+    """file: a JPEG file unchanged, or its coefficients; damaged file: encoded again because libjpeg reports an error;
+    other file: encoded again because mode dct cannot represent the JPEG"""
 
 
 def encode(index: int, image: np.ndarray, options: EncodeOptions) -> Encoded:
-    """Store an image, uint8 (height, width, 3), as FFCV's RGBImageField does, or DCTImageField.
+    """Encode an image, uint8 (height, width, 3), as FFCV's RGBImageField or as a DCTImageField does.
+
+    Args:
+        index: index of the image in its source, for `write_mode="proportion"`.
+        image: the pixels.
+        options: how to store it.
 
     Raises:
-        ValueError: a side is longer than the format can say.
+        ValueError: a side is too long for the format.
+
+    Example:
+        >>> sample = encode(0, np.zeros((20, 10, 3), np.uint8), EncodeOptions(write_mode="raw", max_resolution=10))
+        >>> sample.height, sample.width, len(sample.data)
+        (10, 5, 150)
     """
     longest = max(image.shape[:2])
     if 0 < options.max_resolution < longest:
@@ -95,7 +105,7 @@ def encode(index: int, image: np.ndarray, options: EncodeOptions) -> Encoded:
     mode = _mode(index, height, width, options)
     limit = _LARGEST_SIDE[mode]
     if max(height, width) > limit:
-        raise ValueError(f"{height} x {width} px, a side can have {limit}: use --max_resolution")
+        raise ValueError(f"{height} x {width} px, but a side can have at most {limit}: use --max_resolution")
     if mode == RAW:
         return Encoded(RAW, height, width, image.tobytes())
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -104,13 +114,13 @@ def encode(index: int, image: np.ndarray, options: EncodeOptions) -> Encoded:
         return Encoded(JPG, height, width, data.tobytes())
     sample = _as_dct(data.tobytes(), _decode(data.tobytes(), height, width), options.dct_level)
     if sample is None:
-        raise ValueError("its coefficients cannot be stored, or are not read as they were: use --write_mode jpg")
+        raise ValueError("its coefficients cannot be stored, or do not decode to the same pixels: use --write_mode jpg")
     return Encoded(DCT, height, width, sample)
 
 
 def _as_dct(data: bytes, pixels: np.ndarray | None, level: int) -> bytes | None:
-    """A sample of mode dct of a JPEG with these pixels, gray or YCbCr; None if it does not decode to them."""
-    from .dct import decode_dct, encode_dct  # they import numba, which takes a second
+    """Encode a JPEG with these pixels, gray or YCbCr, in mode dct; None if that does not decode to the same pixels."""
+    from .dct import decode_dct, encode_dct  # imports numba, which takes a second
 
     if pixels is None:
         return None
@@ -121,17 +131,21 @@ def _as_dct(data: bytes, pixels: np.ndarray | None, level: int) -> bytes | None:
 
 
 def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOptions, largest: int) -> Encoded:
-    """Store an image of a source: a JPEG file as it is if that may be and FFCV can decode it, else its pixels.
+    """Encode an image of a source: store a JPEG file unchanged if possible, else encode its pixels.
 
-    A JPEG may be stored as it is if it is RGB or gray, is not to be reduced, turned or stored raw, and is not too
-    large. What follows its end, progressive coding and EXIF tags make no difference. In mode dct its coefficients are
-    stored, if it is gray or YCbCr.
+    A JPEG is stored unchanged if it is RGB or gray, FFCV can decode it, it is not to be shrunk, rotated or stored raw,
+    and it is not too large. Progressive coding, EXIF tags and bytes after its end make no difference. In mode dct its
+    coefficients are stored if it is gray or YCbCr.
 
     Args:
-        largest: bytes that a sample can have.
+        index: index of the image in the source.
+        image: the file, or pixels, uint8 (height, width, 3).
+        options: how to store it.
+        largest: most bytes that a sample may have.
 
     Raises:
-        Exception: whatever Pillow trips over in the bytes; ValueError: the sample is too large.
+        ValueError: the sample is too large.
+        Exception: any error of Pillow about the bytes.
     """
     data = image if isinstance(image, np.ndarray) else read(image)
     if isinstance(data, np.ndarray):
@@ -165,15 +179,15 @@ def encode_file(index: int, image: ImageFile | np.ndarray, options: EncodeOption
         if encoded.mode != RAW and (damaged or other):
             encoded = encoded._replace(origin="damaged file" if damaged else "other file")
     if len(encoded.data) > largest:
-        raise ValueError(f"it takes {len(encoded.data)} bytes, a page has {largest}: use --max_resolution")
+        raise ValueError(f"it takes {len(encoded.data)} bytes, but a page has {largest}: use --max_resolution")
     return encoded
 
 
 def most_bytes(index: int, image: ImageFile, options: EncodeOptions) -> int:
-    """How many bytes `encode_file` can make of an image file at most, by its header: the pixels are more than enough.
+    """Return an upper bound of the bytes that `encode_file` makes of an image file, from its header.
 
-    Twice the file if that is a JPEG that may be kept: if it is damaged it is encoded anew. In mode dct four times: the
-    lowest levels of zstd hardly compress.
+    The bound is the size of the pixels; for a JPEG that may be stored unchanged it is twice the file, since a damaged
+    one is encoded again, and in mode dct four times, since the lowest levels of zstd hardly compress.
     """
     if isinstance(image, Stored):
         height, width, size, is_jpeg = image.height, image.width, image.size, image.mode != RAW
@@ -209,7 +223,7 @@ def _may_be_kept(index: int, height: int, width: int, options: EncodeOptions) ->
 
 
 def _uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) that belongs to (seed, index)."""
+    """Return a number in [0, 1) that depends on seed and index alone."""
     return int.from_bytes(blake2b(f"{seed} {index}".encode(), digest_size=8).digest(), "big") / 2**64
 
 
@@ -223,7 +237,7 @@ def _is_turned(data: bytes) -> bool:
 
 @contextmanager
 def _new_handle() -> Iterator[int]:
-    """For one call: a handle keeps the tables of the JPEG before, and after an error refuses all that follow."""
+    """Provide a handle for one call: it would keep the tables of the last JPEG, and refuse all JPEGs after an error."""
     handle = libturbojpeg.new_handle()
     try:
         yield handle
@@ -232,9 +246,9 @@ def _new_handle() -> Iterator[int]:
 
 
 def _read_header(data: bytes) -> tuple[int, int, int, bool] | None:
-    """Height, width, colour space of a JPEG, and whether libjpeg-turbo has no name for its chroma subsampling.
+    """Return height, width, colour space of a JPEG, and whether libjpeg-turbo has no name for its chroma subsampling.
 
-    None if there is anything to complain of.
+    None if libjpeg-turbo reports an error.
     """
     stored, header = np.frombuffer(data, np.uint8), np.zeros(4, np.int32)
     at = header.ctypes.data
@@ -243,12 +257,12 @@ def _read_header(data: bytes) -> tuple[int, int, int, bool] | None:
         fatal = libturbojpeg.error_code(handle) == libturbojpeg.TJERR_FATAL
     width, height, sampling, color = header.tolist()
     unusual = sampling < 0 and fatal
-    sound = (result == 0 or unusual) and height > 0  # of a file with tables only, it reports success and sets nothing
+    sound = (result == 0 or unusual) and height > 0  # for a file with tables only, it reports success and sets nothing
     return (height, width, color, unusual) if sound else None
 
 
 def _decompress(data: bytes, pixels: np.ndarray, pixel_format: int, flags: int) -> bool:
-    """Decode a JPEG into pixels, uint8 (height, width, ...), of its size or a fraction; whether without a warning."""
+    """Decode a JPEG into `pixels`, uint8 (height, width, ...), of its size or a fraction; False on a warning."""
     stored = np.frombuffer(data, np.uint8)
     height, width = pixels.shape[:2]
     at = (stored.ctypes.data, len(data), pixels.ctypes.data)
@@ -257,11 +271,11 @@ def _decompress(data: bytes, pixels: np.ndarray, pixel_format: int, flags: int) 
 
 
 def _is_sound(data: bytes, height: int, width: int, unusual: bool) -> bool:
-    """Whether FFCV's call decodes it, without a warning.
+    """Return whether FFCV's decoder decodes a JPEG without a warning.
 
-    Into an eighth of the size, gray: all of the entropy-coded data are read, which is where damage shows, but the
-    pixels are not made: 0.91 ms instead of 1.27 for ImageNet's images (Pillow: 2.1). But not every unusual subsampling
-    that can be decoded so can be decoded to full size and in colour.
+    Decoding to an eighth of the size in gray reads all entropy-coded data, where damage shows, without making all
+    pixels: 0.91 ms instead of 1.27 per image of ImageNet (Pillow: 2.1). JPEGs with unusual subsampling are decoded in
+    full: some decode to an eighth but not to full size in colour.
     """
     if unusual:
         pixels = np.empty((height, width, 3), np.uint8)
@@ -271,6 +285,6 @@ def _is_sound(data: bytes, height: int, width: int, unusual: bool) -> bool:
 
 
 def _decode(data: bytes, height: int, width: int) -> np.ndarray | None:
-    """Its pixels, uint8 (height, width, 3), equal to Pillow's, in less time; None if libjpeg complains."""
+    """Decode a JPEG to the same pixels as Pillow, uint8 (height, width, 3), but faster; None if it is not sound."""
     pixels = np.empty((height, width, 3), np.uint8)
     return pixels if _decompress(data, pixels, libturbojpeg.TJPF_RGB, libturbojpeg.ACCURATE) else None

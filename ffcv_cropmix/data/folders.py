@@ -1,4 +1,4 @@
-"""Files in folders: which are images, in which order, and of which split their names say they are."""
+"""List image files in folders, in order, and tell splits by the words in their names."""
 
 from __future__ import annotations
 
@@ -37,63 +37,68 @@ _SPLITS = {
 
 @dataclass
 class Omissions:
-    """What a source does not take of what it finds."""
+    """What a source found and did not take."""
 
     on_error: OnError = "raise"
     left_out: Counter[str] = field(default_factory=Counter)
-    """How many, by kind: what is not a sample, or not of this split"""
+    """Number of files by kind that are not samples, or not of this split"""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of what should be a sample, and cannot be"""
+    """(name, reason) of what should be a sample but cannot be read"""
 
     def fail(self, name: object, reason: str, between: str = " ") -> None:
-        """Skip what is named so, or raise a DataError, as `on_error` says."""
+        """Skip an item or raise a DataError, as `on_error` says."""
         if self.on_error == "raise":
-            raise DataError(f"{name}{between}{reason}; --on_error skip goes on without it")
+            raise DataError(f"{name}{between}{reason}; --on_error skip continues without it")
         self.skipped.append((str(name), reason))
 
     def leave_out(self, what: str, count: int = 1) -> None:
-        """Count what is left out."""
+        """Count items that are left out."""
         if count:
             self.left_out[what] += count
 
     def remark(self) -> str:
-        """What was left out, for a message about what is missing."""
+        """Describe what was left out, for an error about something missing."""
         return f" (left out: {listed(self.left_out)})" if self.left_out else ""
 
 
 def listed(left_out: Mapping[str, int]) -> str:
-    """What was left out, the most frequent first."""
+    """Describe what was left out, the most frequent kind first.
+
+    Example:
+        >>> listed({"hidden files or folders": 1, "files ending in .txt": 1200})
+        '1,200 files ending in .txt, 1 hidden files or folders'
+    """
     return ", ".join(f"{count:,} {what}" for what, count in Counter(left_out).most_common())
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """The file name endings of the formats that Pillow decodes, as ".jpg", in lower case."""
+    """Return the file name endings of the formats that Pillow decodes, such as ".jpg", in lower case."""
     endings = Image.registered_extensions()
     decoded = {"MPO"}  # opened as JPEG
     for name, (factory, _) in Image.OPEN.items():
-        stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)  # known, but not decoded
+        stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)  # recognised, but not decoded
         decoded |= set() if stub or name == "MPEG" else {name}
     return frozenset(end for end, name in endings.items() if name in decoded)
 
 
 def ending(name: str) -> str:
-    """What follows the last dot of a file's name, with it, in lower case."""
+    """Return a file name's ending with its dot, in lower case; empty if there is none."""
     return Path(name).suffix.lower()
 
 
 def kind_of(name: str) -> str:
-    """How a file that is no image is counted."""
+    """Return the kind under which a file that is not an image is counted."""
     if name.startswith("."):
         return "hidden files or folders"
     return f"files ending in {ending(name)}" if ending(name) else "files without an ending"
 
 
 def subfolders(folder: Path, omissions: Omissions | None = None) -> list[str]:
-    """The names of the folders in a folder that are not hidden, sorted; the files are counted as left out.
+    """Return the names of a folder's visible subfolders, sorted, and count the files as left out.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the folder cannot be read.
     """
     names = []
     with os.scandir(folder) as entries:
@@ -107,7 +112,7 @@ def subfolders(folder: Path, omissions: Omissions | None = None) -> list[str]:
 
 
 def has_folders(folder: Path) -> bool:
-    """Whether there is a folder in a folder; False if that cannot be read."""
+    """Return whether a folder has a visible subfolder; False if it cannot be read."""
     with suppress(OSError):
         return bool(subfolders(folder))
     return False
@@ -118,7 +123,7 @@ def _is_image(name: str) -> bool:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is an image right in a folder."""
+    """Return whether a folder itself contains an image."""
     with os.scandir(folder) as entries:
         return any(_is_image(entry.name) and not _is_folder(entry) for entry in entries)
 
@@ -126,18 +131,21 @@ def has_images(folder: Path) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to what may not be seen
+    except OSError:  # a link to itself, or to a place without permission
         return False
 
 
 def files_below(folder: Path, root: Path, endings: Collection[str], omissions: Omissions) -> list[Path]:
-    """The files with one of these endings in a folder and below it, in the order of torchvision's ImageFolder.
+    """List the files with one of these endings in a folder and below, in the order of torchvision's ImageFolder.
 
-    A link to a folder is followed, unless what is in that is listed anyway: each file is listed once, also if links
-    make a loop. Hidden files and folders are left out.
+    Links to folders are followed unless their contents are listed anyway, so each file is listed once even if links
+    form a loop. Hidden files and folders are left out.
 
     Args:
-        root: a folder that this one and others that are listed lie in.
+        folder: the folder to list.
+        root: a folder that contains this one and the others that are listed.
+        endings: the endings to take, in lower case.
+        omissions: counts what is left out.
     """
     inside = [os.path.realpath(place) + os.sep for place in (root, folder)]
     pending = [(str(folder), os.path.realpath(folder))]
@@ -172,9 +180,9 @@ def files_below(folder: Path, root: Path, endings: Collection[str], omissions: O
 
 
 def numbered_images(folder: Path) -> list[Path]:
-    """The images in a folder and below it: of a folder of classes, in the order of the rows of write_dataset.py.
+    """List the images in a folder and below. For a folder of classes the order is that of the rows of a .beton file.
 
-    If there are images right in the folder, all are in the order of their paths.
+    If the folder itself contains images, all are listed in the order of their paths.
     """
     omissions = Omissions()
     try:
@@ -187,9 +195,12 @@ def numbered_images(folder: Path) -> list[Path]:
 
 
 def find_files(data_dir: Path, split: str, endings: Collection[str], omissions: Omissions) -> tuple[Path, list[Path]]:
-    """Where files are, and which: those of some endings in a folder or below it, or all that a pattern names.
+    """Find files: those with some endings in a folder and below, or all that match a pattern.
 
-    If a folder has a folder `split`, perhaps a link, those in that.
+    If the folder has a subfolder or link `split`, the files in that.
+
+    Returns:
+        the folder that contains the files, and the files, sorted.
     """
     if (data_dir / split).is_dir():
         data_dir /= split
@@ -201,14 +212,18 @@ def find_files(data_dir: Path, split: str, endings: Collection[str], omissions: 
 
 
 def asked_split(split: str) -> str:
-    """What `split_of` says of the names of a split."""
+    """Return the split as `split_of` names it: "validation" is "val"."""
     return _SPLITS.get(split.lower(), split)
 
 
 def split_of(name: str, split: str) -> str | None:
-    """The split whose word is in a name, in any case: train, val, test, or `split`; "train/val" if several are.
+    """Return the split whose word is in a name: train, val, test or `split`; "train/val" if there are several.
 
-    A word ends where there is no letter: "train" is in imagenet_train2012, not in trained.
+    Case does not matter. A word ends where the letters end.
+
+    Example:
+        >>> split_of("imagenet_Train2012.tar", "train"), split_of("validation", "train"), split_of("trained", "train")
+        ('train', 'val', None)
     """
     if split.lower() not in _SPLITS and re.search(rf"(?<![^\W\d_]){re.escape(split)}(?![^\W\d_])", name, re.IGNORECASE):
         return split
@@ -217,22 +232,25 @@ def split_of(name: str, split: str) -> str | None:
 
 
 def names_only_splits(name: str) -> bool:
-    """Whether a name has no other words: train_256, not imagenet_train."""
+    """Return whether a name consists of words of splits alone: train_256, but not imagenet_train."""
     return all(word in _SPLITS for word in re.findall(r"[^\W\d_]+", name.lower()))
 
 
 def of_split(
     files: Iterable[T], split: str, omissions: Omissions, where: object, parts: Callable[[T], Sequence[str]], kind: str
 ) -> list[T]:
-    """Those of the split; all of them if no name says of which split it is.
+    """Return the files of a split, or all of them if no name tells a split.
 
     Args:
-        where: what they are in, for messages.
-        parts: the names of a file, from the outermost to its own: the last that tells a split does so.
-        kind: what they are, for messages.
+        files: the files.
+        split: the split to take.
+        omissions: counts the files of other splits.
+        where: the place they are in, for messages.
+        parts: returns the names that lead to a file, the outermost first; the last one that tells a split decides.
+        kind: what the files are, for messages.
 
     Raises:
-        DataError: they are of other splits.
+        DataError: all files that tell a split are of other splits.
     """
     splits: dict[str | None, list[T]] = {}
     for file in files:
@@ -252,7 +270,7 @@ def of_split(
 
 
 def check_shards(files: Iterable[Path], omissions: Omissions) -> None:
-    """See whether of files named ...-00001-of-00257 one is missing."""
+    """Report a missing file among files named ...-00001-of-00257."""
     sets: dict[tuple[str, str, str], list[str]] = {}
     for file in files:
         if match := re.fullmatch(r"(.*?)(\d{3,})-of-(\d{3,})(.*)", str(file)):

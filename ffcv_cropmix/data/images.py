@@ -1,4 +1,4 @@
-"""Labelled images that are listed, not opened; and any image as RGB."""
+"""Sets of labelled images, and decoding of any image to RGB."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 JPG, RAW, DCT = 0, 1, 2
-"""How a sample of a .beton file is stored; of FFCV's RGBImageField the first two"""
+"""Modes in which a .beton file stores a sample; FFCV's RGBImageField has the first two"""
 
 
 class Part(NamedTuple):
-    """A file within an archive, which has its bytes as they are."""
+    """A file that lies uncompressed within an archive."""
 
     archive: Path
     name: str
     offset: int
     size: int
-    """Bytes, holes included"""
+    """Size in bytes, including holes"""
     pieces: tuple[tuple[int, int], ...] | None = None
-    """Of a file with holes: (where it belongs, bytes) of what is stored, one after the other; None: all of it is"""
+    """For a sparse file, (offset in the file, bytes) of each stored piece, in stored order; None: no holes"""
 
     def read(self, archive: BinaryIO) -> bytes:
-        """Its bytes, from its archive."""
+        """Read the bytes from the opened archive."""
         archive.seek(self.offset)
         if self.pieces is None:
             return archive.read(self.size)
@@ -50,35 +50,35 @@ class Stored(NamedTuple):
 
 
 ImageFile = Path | Part | bytes | Stored
-"""Where the bytes of an image file are, or those"""
+"""An image file: a place to read it from, or its bytes"""
 
 OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A set of labelled images."""
+    """A set of labelled images, listed but not opened."""
 
     classes: list[str]
-    """Names, by label"""
+    """Class names, by label"""
     labels: np.ndarray
-    """(n,) int64"""
+    """int64 (n,)"""
     images: Sequence[ImageFile] | np.ndarray
     """n files, or uint8 (n, height, width, 3)"""
     dataset: str = ""
-    """One of sources.DATASETS"""
+    """Name of the layout, of `sources.DATASETS`"""
     split: str = ""
-    """Which part of that: train, val"""
+    """Name of the split: train, val"""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How much of what is there is not taken, by kind"""
+    """Number of files by kind that were found but not taken"""
     skipped: Sequence[tuple[str, str]] = ()
-    """(name, reason) of what should be a sample, and cannot be"""
+    """(name, reason) of what should be a sample but cannot be read"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Of a sample, for messages."""
+        """Return the name of a sample, for messages."""
         image = self.images[index]
         if isinstance(image, Part):
             return f"{image.archive}/{image.name}"
@@ -88,7 +88,7 @@ class Source:
 
 
 def read(image: ImageFile) -> bytes | np.ndarray:
-    """The bytes of an image file, of a `Stored` one a JPEG, or if it is raw, its pixels, uint8 (height, width, 3)."""
+    """Read an image file: its bytes (a JPEG for `Stored`), or the pixels of a raw sample, uint8 (height, width, 3)."""
     if isinstance(image, Path):
         return image.read_bytes()
     if isinstance(image, bytes):
@@ -102,26 +102,36 @@ def read(image: ImageFile) -> bytes | np.ndarray:
 
 
 def _as_file(data: bytes, image: Stored) -> bytes | np.ndarray:
-    """What `read` returns for the bytes of a sample."""
+    """Turn the stored bytes of a sample into what `read` returns."""
     if image.mode == RAW:
         return np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3)
     if image.mode == DCT:
-        from .dct import to_jpeg  # it imports numba, which takes a second
+        from .dct import to_jpeg  # imports numba, which takes a second
 
         return to_jpeg(data, image.height, image.width)
     return data
 
 
 def decode_rgb(data: bytes, exif_transpose: bool = False) -> np.ndarray:
-    """The pixels of an image file, uint8 (height, width, 3), as `to_rgb` says.
+    """Decode an image file to RGB, uint8 (height, width, 3). See `to_rgb` for other colour modes.
 
     Args:
-        exif_transpose: turn it as its EXIF orientation says; torchvision's ImageFolder, for one, ignores that.
+        data: the bytes of the file.
+        exif_transpose: rotate the image as its EXIF orientation says, which torchvision's ImageFolder ignores.
+
+    Raises:
+        ValueError: Pillow cannot read the image, or its levels cannot be converted.
+
+    Example:
+        >>> file = BytesIO()
+        >>> Image.new("L", (4, 2), 7).save(file, "PNG")
+        >>> decode_rgb(file.getvalue()).shape
+        (2, 4, 3)
     """
     try:
         opened = Image.open(BytesIO(data))
     except UnidentifiedImageError:  # its message would name a BytesIO
-        raise ValueError("it is no image that Pillow can read") from None
+        raise ValueError("not an image that Pillow can read") from None
     with opened:
         rgb = to_rgb(opened)
         method = _TRANSPOSES.get(orientation(opened)) if exif_transpose else None
@@ -137,14 +147,14 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What shows an image upright, by its EXIF orientation. `ImageOps.exif_transpose` also writes the EXIF data anew."""
+"""The transpose that shows an image upright, by EXIF orientation. `ImageOps.exif_transpose` also rewrites EXIF data."""
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8: 1, upright, if it has none that can be read."""
+    """Return the EXIF orientation of an opened image, 1 to 8; 1, upright, if there is none that can be read."""
     try:
         number = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever Pillow trips over in the bytes
+    except Exception:  # any error of Pillow about the bytes
         return 1
     return int(number) if number in _TRANSPOSES else 1
 
@@ -154,7 +164,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Transparency is dropped. Gray levels of more than 8 bits are scaled to 8 bits, where Pillow clips them: modes I;16,
     I;16B, I;16L by their number of bits; I, which may have 32 bits, as 16 bits if it comes from a PNG or PGM file or
-    has a level above 255. Levels of F are taken as they are.
+    has a level above 255. Levels of F are kept.
 
     Raises:
         ValueError: levels of I are outside 0 to 65535; or levels of F outside 0 to 255, or all of them in 0 to 1 (which
@@ -168,22 +178,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray(image: Image.Image) -> np.ndarray:
-    """The levels of an image of mode I;16, I;16B, I;16L, I or F with 8 bits, (height, width) uint8."""
+    """Return the levels of an image of mode I;16, I;16B, I;16L, I or F with 8 bits, uint8 (height, width)."""
     levels = np.asarray(image)
     low, high = (levels.min(), levels.max()) if levels.size else (0, 0)
     tags = getattr(image, "tag_v2", {})
     if image.mode == "F":
         if not -0.5 <= low <= high < 255.5:  # nor NaN
             raise ValueError(
-                f"its floating-point levels are of {low:g} to {high:g}, not of 0 to 255: save it as 8 bits"
+                f"its floating-point levels are in {low:g} to {high:g}, not in 0 to 255: save it as 8 bits"
             )
         if 0 < high <= 1:
-            raise ValueError("its floating-point levels are of 0 to 1, or too dark to tell: save it as 8 or 16 bits")
+            raise ValueError("its floating-point levels are in 0 to 1, or too dark to tell: save it as 8 or 16 bits")
         levels = np.rint(levels)
     elif image.mode != "I":
         levels = levels >> (tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 8)
     elif not 0 <= low <= high < 2**16:
-        raise ValueError(f"its levels are of {low} to {high}, not of 0 to 65535: save it as 8 or 16 bits")
+        raise ValueError(f"its levels are in {low} to {high}, not in 0 to 65535: save it as 8 or 16 bits")
     elif image.format in ("PNG", "PPM") or high > 255:
         levels = levels >> 8
     if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # 0 is white: of these modes, Pillow ignores it

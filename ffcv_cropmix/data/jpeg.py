@@ -1,4 +1,4 @@
-"""What is in a JPEG file besides pixels: its tables, and its quantised DCT coefficients as byte code; and back."""
+"""Convert a JPEG file to its tables and quantised DCT coefficients, as byte code, and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _unstuff, _read_scan, _write_scan = entry(huffman.unstuff), entry(huffman.read_s
 
 
 class Component(NamedTuple):
-    """Of an image's colours."""
+    """A colour component of a JPEG."""
 
     h: int
     v: int
@@ -31,7 +31,7 @@ class Component(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Of a JPEG file."""
+    """Size and components of a JPEG file."""
 
     height: int
     width: int
@@ -39,21 +39,21 @@ class Header(NamedTuple):
 
 
 class _Markers(NamedTuple):
-    """Of a JPEG file that is baseline and has one scan."""
+    """The markers of a baseline JPEG file with one scan."""
 
     header: Header
     tables: list[tuple[int, int]]
-    """Numbers of each component's Huffman tables"""
+    """Numbers of the Huffman tables of each component, (DC, AC)"""
     huffman: dict[int, bytes]
     """By class << 4 | number: counts of 16 lengths, then values"""
     interval: int
     """MCUs between restart markers; 0: there are none"""
     scan: int
-    """Where the entropy-coded data begin"""
+    """Offset of the entropy-coded data"""
 
 
 def _read_markers(data: bytes) -> _Markers | None:
-    """None if it is not baseline, with one scan of all components."""
+    """Read the markers; None if the file is not baseline with one scan of all components."""
     quantisation: dict[int, np.ndarray] = {}
     tables: dict[int, bytes] = {}
     frame: tuple[int, int, list[tuple[int, int, int, int]]] | None = None
@@ -104,7 +104,7 @@ def _transformer() -> int:
 
 
 def _as_baseline(data: bytes, height: int, width: int) -> bytes | None:
-    """The same coefficients in a baseline JPEG with one scan; None if that cannot be."""
+    """Return a baseline JPEG with one scan and the same coefficients; None if libjpeg-turbo cannot make one."""
     stored = np.frombuffer(data, np.uint8)
     out = np.empty(libturbojpeg.largest_size(width, height, libturbojpeg.TJSAMP_444), np.uint8)
     places = np.array([out.ctypes.data], np.int64)
@@ -125,7 +125,7 @@ def _as_baseline(data: bytes, height: int, width: int) -> bytes | None:
 
 
 def frame_of(header: Header) -> tuple[np.ndarray, int, int]:
-    """What `kernels.huffman` takes as frame, int64 (components, 7); numbers of rows and columns of MCUs."""
+    """Return the frame for `kernels.huffman`, int64 (components, 7), and the numbers of rows and columns of MCUs."""
     most_h = max(part.h for part in header.components)
     most_v = max(part.v for part in header.components)
     frame = np.zeros((len(header.components), 7), np.int64)
@@ -142,25 +142,25 @@ class Coded(NamedTuple):
 
     header: Header
     counts: np.ndarray
-    """uint8 (blocks,): number of codes of each block"""
+    """Number of codes of each block, uint8 (blocks,)"""
     levels: np.ndarray
-    """int16 (blocks,): its first coefficient"""
+    """First coefficient of each block, int16 (blocks,)"""
     columns: list[int]
-    """Columns of blocks of each component"""
+    """Number of columns of blocks of each component"""
     codes: list[np.ndarray]
     escapes: list[np.ndarray]
     row_escapes: list[np.ndarray]
-    """Of each component: uint8 (codes,), uint16 (escapes,), int64 (rows,)"""
+    """For each component: codes uint8 (codes,), escapes uint16 (escapes,), escapes before each row int64 (rows,)"""
 
 
 def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
-    """The coefficients of a JPEG of this size in byte code.
+    """Return the coefficients of a JPEG of this size as byte code.
 
     Args:
-        data: a sound JPEG, gray or YCbCr: libjpeg-turbo decodes it without a warning.
+        data: a JPEG, gray or YCbCr, that libjpeg-turbo decodes without a warning.
 
     Returns:
-        None if the byte code cannot say it: 12 bits, unusual sampling factors, numbers out of range.
+        the byte code; None if it cannot represent the file: 12 bits, unusual sampling factors, numbers out of range.
     """
     markers = _read_markers(data)
     if markers is None:
@@ -231,7 +231,7 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
 
 @cache
 def _standard_tables() -> dict[int, bytes]:
-    """The Huffman tables that T.81 gives as examples, and all encoders use: no code is missing in them."""
+    """Return the example Huffman tables of T.81, which encoders use; they have a code for every symbol."""
     _, data = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))
     markers = _read_markers(data.tobytes())
     assert markers is not None
@@ -243,7 +243,7 @@ def _segment(marker: int, content: bytes) -> bytes:
 
 
 def write_jpeg(header: Header, coefficients: np.ndarray) -> bytes:
-    """A baseline JPEG file, gray or YCbCr.
+    """Write a baseline JPEG file, gray or YCbCr.
 
     Args:
         coefficients: int16 (blocks, 64), in natural order, component after component, row after row.
@@ -260,7 +260,7 @@ def write_jpeg(header: Header, coefficients: np.ndarray) -> bytes:
                 code += 1
             position, code = position + count, code << 1
     blocks = mcu_rows * mcu_columns * int((frame[:, huffman.H] * frame[:, huffman.V]).sum())
-    scan = np.empty(2 * 64 * 4 * blocks + 16, np.uint8)  # at most 26 bits a coefficient, and zeros after 0xFF
+    scan = np.empty(2 * 64 * 4 * blocks + 16, np.uint8)  # at most 26 bits per coefficient, and zeros after 0xFF
     size = _write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, np.empty(3, np.int64), scan)
     wide = max(int(part.quantisation.max()) for part in parts) > 255
     pieces = [bytes((0xFF, _SOI)), _segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0")]

@@ -1,4 +1,4 @@
-"""Where a loader's samples come from: the mapped file, or pages of it that are read ahead.
+"""Sources of a loader's samples: the mapped file, or pages of it that are read ahead.
 
 Both serve FFCV's compiled pipelines through the interface of its memory managers. FFCV's own keep Python dicts and sets
 of all samples, and hang when a page cannot be read.
@@ -18,17 +18,17 @@ from ..ffcv_compat import MemoryContext, MemoryManager
 from .reader import Beton, Storage, read_sample
 
 _AHEAD = 3  # batches whose pages are read in advance, as in FFCV
-_THREADS = 12  # that read pages, as in FFCV
+_THREADS = 12  # threads that read pages, as in FFCV
 _MOST_MEMORY = 0.5  # share of the machine's memory that pages may take
 
 
 def physical_memory() -> int:
-    """The machine's memory, bytes."""
+    """Return the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Manager(MemoryManager):
-    def __init__(self, beton: Beton) -> None:  # FFCV's makes dicts and sets
+    def __init__(self, beton: Beton) -> None:  # FFCV's would make dicts and sets
         self.reader = beton
 
     def compile_reader(self) -> Callable[..., Any]:
@@ -36,7 +36,7 @@ class _Manager(MemoryManager):
 
     @property
     def state_type(self) -> Any:
-        raise NotImplementedError("read_sample is compiled for the types that it gets")
+        raise NotImplementedError("numba infers the types of read_sample")
 
 
 class MappedFile(_Manager):
@@ -63,7 +63,7 @@ class PageCache(_Manager):
 
     Args:
         beton: the file.
-        memory: the most that pages may take, bytes; by default half of the machine's.
+        memory: most bytes that pages may take; default: half of the machine's memory.
     """
 
     def __init__(self, beton: Beton, memory: int | None = None) -> None:
@@ -75,15 +75,15 @@ class PageCache(_Manager):
         if (owners[1:] < owners[:-1]).any():
             pages = pages[np.argsort(owners, kind="stable")]
         self._pages = pages.astype(np.uint32)
-        """Of all samples, one after the other"""
+        """Pages of all samples, one sample after the other"""
         self._starts = np.concatenate(
             [[0], np.cumsum(np.bincount(owners.astype(np.int64), minlength=beton.num_samples))]
         )
-        """Where those of a sample begin"""
+        """Where the pages of each sample begin"""
         beton.release_table()
 
     def schedule_epoch(self, batches: Sequence[np.ndarray]) -> _Pages:
-        """Plan the pages of a pass, from the rows of its batches."""
+        """Plan the pages of a pass from the rows of its batches."""
         rows = np.concatenate(batches).astype(np.int64)
         batch_of = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
         counts = self._starts[rows + 1] - self._starts[rows]
@@ -95,14 +95,14 @@ class PageCache(_Manager):
 class _Pages(MemoryContext):
     """The pages of one pass.
 
-    A page stays in memory until its last use. Where there is no room for that, the page that is needed last goes, and
-    is read again.
+    A page stays in memory until its last use. If there is no room for that, the page whose next use is furthest away is
+    dropped and read again later.
     """
 
     def __init__(self, beton: Beton, pages: np.ndarray, batch_of: np.ndarray, batches: int, most: int) -> None:
         self._beton, self._batches = beton, batches
         self._uses = np.unique(pages * batches + batch_of)
-        """Of pages by batches, sorted: page * batches + batch"""
+        """Uses of pages by batches, sorted: page * batches + batch"""
         needed = np.unique(batch_of * (pages.max(initial=0) + 1) + pages)
         batch_of, pages = np.divmod(needed, pages.max(initial=0) + 1)
         self._pages_of = np.split(pages, np.searchsorted(batch_of, np.arange(1, batches)))
@@ -138,7 +138,7 @@ class _Pages(MemoryContext):
         self._executor = ThreadPoolExecutor(_THREADS, "pages")
 
     def start_batch(self, batch: int) -> None:
-        """Wait for the pages of a batch; have those of the next ones read."""
+        """Wait for the pages of a batch and start reading the pages of the next ones."""
         for ahead in range(batch, min(batch + _AHEAD + 1, self._batches)):
             pages = self._pages_of[ahead]
             missing = pages[self._places[pages] < 0]
@@ -157,7 +157,7 @@ class _Pages(MemoryContext):
         os.close(self._descriptor)
 
     def _make_room(self, count: int, batch: int, ahead: int) -> None:
-        """Drop so many pages, of those that no batch of `batch` to `ahead` needs: those that are needed last."""
+        """Drop `count` pages that no batch from `batch` to `ahead` needs, those with the latest next use."""
         if count <= 0:
             return
         kept = np.zeros(len(self._places), bool)
@@ -185,7 +185,7 @@ class _Pages(MemoryContext):
 
 
 def _most_at_once(uses: np.ndarray, batches: int) -> int:
-    """How many pages are in memory at once if each stays from the time it is read ahead until its last use."""
+    """Return the most pages in memory at once if each stays from being read ahead until its last use."""
     if not len(uses):
         return 0
     pages, numbers = np.divmod(uses, batches)

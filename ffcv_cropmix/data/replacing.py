@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Write files so that they appear under their names complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import DataError
 
 
 def _remove_abandoned(path: Path) -> None:
-    """The temporary files of runs that were killed: nobody has them locked."""
+    """Remove the temporary files of runs that were killed, which nobody has locked."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError), temporary.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -23,14 +23,14 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def followed(path: Path) -> Path:
-    """The file that is meant: where a symbolic link leads, also if nothing is there yet.
+    """Return the file that a path stands for: where a symbolic link leads, even if nothing is there yet.
 
     Raises:
-        DataError: a named pipe, device or socket is there.
+        DataError: the path is a named pipe, device or socket.
     """
     try:
         special = path.exists() and not (path.is_file() or path.is_dir())
-    except OSError:  # its name is too long, perhaps: who opens it is told so
+    except OSError:  # perhaps its name is too long: opening it reports that
         return path
     if special:
         raise DataError(f"{path} is a named pipe, a device or a socket: name a regular file, or a new one")
@@ -39,13 +39,22 @@ def followed(path: Path) -> Path:
 
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Files to write, under temporary names: they replace `paths` once all are whole and on the disk, or they go.
+    """Open files to write under temporary names, which replace `paths` when the block ends, or vanish if it fails.
 
-    The others belong to the first: what was there goes before that is replaced, and those left empty get no name.
-    A symbolic link stays, and the file that it leads to is replaced.
+    All files are complete and on the disk before the first is replaced. The files after the first belong to it: their
+    old versions are removed before the first is replaced, and those left empty are not created. A symbolic link stays,
+    and the file it leads to is replaced.
 
     Raises:
-        DataError: they cannot be written, or are no regular files.
+        DataError: a file cannot be written, or is not a regular file.
+
+    Example:
+        >>> with replacing(Path("a.txt")) as (file,):
+        ...     _ = file.write(b"complete")
+        ...     Path("a.txt").exists()
+        False
+        >>> Path("a.txt").read_bytes()
+        b'complete'
     """
     paths = tuple(followed(path) for path in paths)
     try:
@@ -56,7 +65,7 @@ def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
                 temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
                 stack.callback(temporary.unlink, missing_ok=True)
                 files.append(stack.enter_context(temporary.open("x+b")))
-                with suppress(OSError):  # not all file systems have locks
+                with suppress(OSError):  # some file systems have no locks
                     fcntl.flock(files[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield files
             for file in files:

@@ -1,4 +1,4 @@
-"""Sets in archives and tables: webdataset's tar files, parquet and arrow files."""
+"""Image sets in archives and tables: webdataset's tar files, Parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ from .folders import Omissions, check_shards, ending, find_files, image_endings,
 from .images import ImageFile, Part, Source
 
 _MOST_CLASSES = 1_000_000
-_RECORD = 20 * tarfile.BLOCKSIZE  # bytes, what an archive is filled up to
+_RECORD = 20 * tarfile.BLOCKSIZE  # bytes; archives are padded to a multiple of this
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def whole_number(text: str) -> int | None:
-    """The number that a text is: digits, perhaps with a sign, blanks around it, or the ".0" of a float's; else None."""
+    """Parse a whole number, perhaps with a sign, blanks around it or a trailing ".0"; None if the text is not one.
+
+    Example:
+        >>> whole_number(" 7.0"), whole_number("7.5")
+        (7, None)
+    """
     match = re.fullmatch(r"\s*([+-]?[0-9]{1,4000})(\.0*)?\s*", text)
     return int(match[1]) if match else None
 
 
 def numbered(labels: Sequence[int], where: str) -> tuple[list[str], np.ndarray]:
-    """Classes that have numbers for names, and the labels, int64 (n,).
+    """Name classes after their numbers; return the names, and the labels as int64 (n,).
 
     Raises:
-        DataError: `where` has labels that are no numbers of classes.
+        DataError: labels of `where` are negative or too large for class numbers.
     """
     if min(labels) < 0 or max(labels) >= _MOST_CLASSES:
         raise DataError(f"{where} has labels from {min(labels)} to {max(labels)}: classes are numbered from 0")
@@ -43,11 +48,11 @@ def numbered(labels: Sequence[int], where: str) -> tuple[list[str], np.ndarray]:
 
 
 def webdataset(data_dir: Path, split: str, omissions: Omissions) -> Source:
-    """The tar files of the split in a folder, or among those that a pattern names, in order of their names.
+    """List the samples in the tar files of the split, from a folder or a pattern, in the order of the files' names.
 
-    A sample is the members whose names are the same up to the first dot: an image, as .jpg or .input.jpg, and its
-    label, a number in .cls or in "label" of .json. If there are several images, the sample is the one without a further
-    dot; or, if each has a label of its own, each is a sample.
+    A sample consists of the members whose names agree up to the first dot: an image, as .jpg or .input.jpg, and its
+    label, a number in .cls or in "label" of .json. Of several images, the one without a second dot is the sample; or,
+    if each has its own label, each is a sample.
     """
     where, found = find_files(data_dir, split, {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}, omissions)
     shards = found
@@ -57,7 +62,7 @@ def webdataset(data_dir: Path, split: str, omissions: Omissions) -> Source:
         omissions.leave_out("compressed .tar files", len(compressed))
     if not shards:
         raise DataError(
-            f"{data_dir} has no .tar files{omissions.remark()}; it is a folder, or a pattern such as "
+            f"{data_dir} has no .tar files{omissions.remark()}; give a folder, or a pattern such as "
             "'imagenet-train-*.tar'"
         )
     shards = of_split(shards, split, omissions, data_dir, lambda shard: shard.relative_to(where).parts, "shards")
@@ -78,25 +83,25 @@ def webdataset(data_dir: Path, split: str, omissions: Omissions) -> Source:
 
 
 class _Headers(tarfile.TarFile):
-    """Where `TarInfo.fromtarfile` reads from; tarfile's own iteration takes a damaged header for the end."""
+    """The file `TarInfo.fromtarfile` reads from; tarfile's own iteration takes a damaged header for the end."""
 
     def next(self) -> None:
         return None
 
 
 def _archives(shard: Path, file: BinaryIO, omissions: Omissions) -> Iterator[list[tarfile.TarInfo]]:
-    """The members of a tar file; a list for each archive, where several were put together by cat.
+    """Yield the members of each archive in a tar file; `cat` may have joined several.
 
-    After damage, reading goes on at the next header.
+    After damage, reading continues at the next header.
     """
 
     def damaged(offset: int, reason: str) -> None:
-        omissions.fail(shard, f"is not a tar file, uncompressed and whole: at byte {offset}, {reason}")
+        omissions.fail(shard, f"is not a whole, uncompressed tar file: at byte {offset}, {reason}")
 
     size, begin = os.fstat(file.fileno()).st_size, file.read(8)
     compressed = next((method for magic, method in _COMPRESSED.items() if begin.startswith(magic)), None)
     if size == 0 or compressed:
-        return damaged(0, f"it is compressed by {compressed}: unpack it" if compressed else "it is empty")
+        return damaged(0, f"it is compressed with {compressed}: decompress it" if compressed else "it is empty")
     headers = _Headers(fileobj=file, encoding="utf-8")
     headers.offset = 0
     start: int | None = 0  # of the archive; None: unknown, after damage
@@ -124,7 +129,7 @@ def _archives(shard: Path, file: BinaryIO, omissions: Omissions) -> Iterator[lis
             ended = False
         except OSError:
             raise
-        except Exception as error:  # whatever tarfile trips over in the bytes
+        except Exception as error:  # any error of tarfile about the bytes
             damaged(offset, str(error) or repr(error))
             headers.offset = _skip(file, offset + tarfile.BLOCKSIZE, size, _is_no_header)
             start, ended = None, True
@@ -134,7 +139,7 @@ def _archives(shard: Path, file: BinaryIO, omissions: Omissions) -> Iterator[lis
 
 
 def _skip(file: BinaryIO, offset: int, size: int, passed: Callable[[bytes], bool]) -> int:
-    """The offset of the first block from `offset` on that is not passed, or the end of the file."""
+    """Return the offset of the first block from `offset` on that `passed` does not accept, or the end of the file."""
     file.seek(offset)
     while offset < size and passed(file.read(tarfile.BLOCKSIZE)):
         offset += tarfile.BLOCKSIZE
@@ -154,7 +159,7 @@ def _is_no_header(block: bytes) -> bool:
 
 
 def _ends_archive(begin: int, end: int, last: bool) -> bool:
-    """Whether zeros from `begin` to `end` of an archive end it: two blocks, and what fills up a record."""
+    """Return whether zeros from `begin` to `end` end an archive: two blocks, and padding to a full record."""
     marker = 2 * tarfile.BLOCKSIZE
     if last:
         return end - begin < marker + _RECORD
@@ -169,9 +174,9 @@ def _add_samples(
     images: list[Part],
     labels: list[int],
 ) -> None:
-    """Add an archive's samples."""
+    """Add the samples of an archive to images and labels."""
     named = {posixpath.normpath(member.name): member for member in members}
-    pictures: dict[str, dict[str, list[Part]]] = {}  # by name up to the first dot, and from there to the last
+    pictures: dict[str, dict[str, list[Part]]] = {}  # by the name up to the first dot, and from there to the last
     given: dict[str, dict[str, set[int]]] = {}
     for member in members:
         folder, _, name = member.name.rpartition("/")
@@ -212,7 +217,7 @@ def _add_samples(
 
 
 def _part(shard: Path, member: tarfile.TarInfo, named: dict[str, tarfile.TarInfo], omissions: Omissions) -> Part | None:
-    """Where the bytes of a member are, or of what it is a link to."""
+    """Return the place of a member's bytes, following links; None if a link leads out of the shard."""
     target, path = member, posixpath.normpath(member.name)
     seen: set[str] = set()
     while not target.isreg():
@@ -229,13 +234,13 @@ def _part(shard: Path, member: tarfile.TarInfo, named: dict[str, tarfile.TarInfo
 
 
 def _pieces(member: tarfile.TarInfo) -> tuple[tuple[int, int], ...] | None:
-    """`Part.pieces`: tarfile's map of a sparse member."""
+    """Return `Part.pieces` from tarfile's map of a sparse member."""
     sparse: Any = member.sparse
     return None if sparse is None else tuple(sparse)
 
 
 def _label(content: bytes, end: str) -> set[int]:
-    """The label in a .cls or .json file, if there is one."""
+    """Return the label in a .cls or .json file as a set of one number; empty if there is none."""
     label = None
     if end == "cls":
         label = whole_number(content.decode("ascii", "replace"))
@@ -247,7 +252,7 @@ def _label(content: bytes, end: str) -> set[int]:
 
 
 class _Rows(Sequence[ImageFile]):
-    """The column of images of a table."""
+    """The column of images of a table, as image files."""
 
     def __init__(self, table: Any, column: str, folder: Path) -> None:
         self._table, self._column, self._folder = table, column, folder
@@ -259,20 +264,20 @@ class _Rows(Sequence[ImageFile]):
         if isinstance(index, slice):
             return _Rows(self._table.select(range(*index.indices(len(self)))), self._column, self._folder)
         if not 0 <= index < len(self):
-            raise IndexError(index)  # ends an iteration
+            raise IndexError(index)  # ends iteration
         try:
             row = self._table[index][self._column]
-        except Exception as error:  # of the libraries below, about the file
+        except Exception as error:  # any error of the libraries below about the file
             raise DataError(f"{self._folder}: row {index} cannot be read: {error}") from None
         row = row or {"bytes": None, "path": None}
         return self._folder / row["path"] if row["bytes"] is None and row["path"] else row["bytes"] or b""
 
 
 def huggingface(data_dir: Path, split: str, omissions: Omissions) -> Source:
-    """The parquet or arrow files in a folder, read by `datasets`: a column of images and one of labels.
+    """Read a column of images and one of labels from Parquet or Arrow files in a folder, with `datasets`.
 
-    If names of files or folders tell splits (train-00000-of-00257.parquet, imagenet-1k-train.arrow), only those of the
-    split. `datasets` keeps parquet files as arrow files in its cache.
+    If names of files or folders tell splits (train-00000-of-00257.parquet, imagenet-1k-train.arrow), take only the
+    files of the split. `datasets` caches Parquet files as Arrow files.
     """
     try:
         import datasets
@@ -291,7 +296,7 @@ def huggingface(data_dir: Path, split: str, omissions: Omissions) -> Source:
         labels = table.data.column(label).to_numpy()
     except DataError:
         raise
-    except Exception as error:  # of datasets, pyarrow, pandas
+    except Exception as error:  # any error of datasets, PyArrow or pandas
         raise DataError(f"{data_dir} cannot be read by datasets: {error}") from None
     if labels.dtype.kind not in "iu":
         raise DataError(f"{data_dir}: column {label} is not a number in each row")
@@ -318,11 +323,11 @@ def _tables(data_dir: Path, split: str, omissions: Omissions) -> list[Path]:
 
 
 def _columns(features: Any, datasets: Any) -> tuple[str, str]:
-    """The names of the columns of images and of labels."""
+    """Return the names of the columns of images and of labels."""
 
     def only(kind: str, names: list[str]) -> str:
         if len(names) != 1:
-            raise DataError(f"there is no telling the {kind} among the columns {', '.join(features)}: keep or name one")
+            raise DataError(f"cannot tell the {kind} among the columns {', '.join(features)}: keep or name one")
         return names[0]
 
     images = [

@@ -1,4 +1,4 @@
-"""What a .beton file does not say about itself, in a JSON file beside it: FILE.beton.json."""
+"""The sidecar FILE.beton.json: class names, options and checksums, which a .beton file itself does not hold."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from .images import Source
 
 @dataclass(kw_only=True)
 class Sidecar:
-    """About the samples of one .beton file."""
+    """What is known about the samples of one .beton file."""
 
     dataset: str
-    """Where they come from: imagefolder, cifar10, ..."""
+    """Layout they were read from: imagefolder, cifar10, ..."""
     split: str
-    """Which part of it: train, val"""
+    """Name of the split: train, val"""
     classes: list[str]
-    """Names of the classes, by label"""
+    """Class names, by label"""
     counts: list[int]
-    """Samples of each class"""
+    """Number of samples of each class"""
     options: dict[str, Any] = field(default_factory=dict)
     """The writer's options"""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the packages that wrote it"""
+    """Versions of the packages that wrote the file"""
     tables_checksum: str | None = None
     """`tables_checksum` of header, field descriptors, metadata and allocation table"""
     checksums: str | None = None
     """`sample_checksum` of each image as it is stored, by row: base64 of little-endian uint64"""
 
     def digests(self) -> np.ndarray | None:
-        """The checksums of the samples, uint64 (n,); None if there are none.
+        """Return the checksums of the samples, uint64 (n,); None if there are none.
 
         Raises:
-            DataError: they are garbled.
+            DataError: the checksums are garbled.
         """
         if self.checksums is None:
             return None
@@ -54,16 +54,21 @@ class Sidecar:
 
 
 def sample_checksum(data: Any) -> int:
-    """XXH64, seed 0, of a sample's image as it is stored: bytes, or a contiguous array."""
+    """Return the XXH64 (seed 0) of a sample's image as it is stored, bytes or a contiguous array.
+
+    Example:
+        >>> hex(sample_checksum(b"abc"))
+        '0x44bc2cf5ad770999'
+    """
     return xxhash.xxh64_intdigest(data)
 
 
 def tables_checksum(tables: Iterable[Any]) -> str:
-    """XXH64, seed 0, 16 hexadecimal digits, of what is not an image, as it is in the file, one after the other.
+    """Return the XXH64 (seed 0), in 16 hexadecimal digits, of everything in the file but the images, in file order.
 
     Args:
-        tables: header, field descriptors, metadata, allocation table, together or apart: bytes, or contiguous arrays
-            (of bytes: not all structures have a buffer).
+        tables: header, field descriptors, metadata and allocation table, in any number of pieces: bytes or contiguous
+            arrays of bytes (not every structured array has a buffer).
     """
     checksum = xxhash.xxh64()
     for table in tables:
@@ -72,12 +77,12 @@ def tables_checksum(tables: Iterable[Any]) -> str:
 
 
 def encode_digests(digests: np.ndarray) -> str:
-    """Sidecar.checksums, from uint64 (n,)."""
+    """Encode checksums, uint64 (n,), as `Sidecar.checksums`."""
     return base64.b64encode(digests.astype("<u8").tobytes()).decode()
 
 
 def sidecar_path(beton: str | os.PathLike[str]) -> Path:
-    """FILE.beton.json. If FILE.beton is a symbolic link that has none: where it would be beside the file itself."""
+    """Return FILE.beton.json; if FILE.beton is a symbolic link without one, the path beside the file it leads to."""
     path = Path(f"{beton}.json")
     if not path.exists() and Path(beton).is_symlink():
         return Path(f"{os.path.realpath(beton)}.json")
@@ -85,15 +90,15 @@ def sidecar_path(beton: str | os.PathLike[str]) -> Path:
 
 
 def write_sidecar(file: BinaryIO, sidecar: Sidecar) -> None:
-    """Write it to a file."""
+    """Write a sidecar to an open file."""
     file.write(json.dumps(asdict(sidecar), indent=1).encode() + b"\n")
 
 
 def read_sidecar(beton: str | os.PathLike[str]) -> Sidecar | None:
-    """The sidecar of a .beton file; None if it has none.
+    """Read the sidecar of a .beton file; None if it has none.
 
     Raises:
-        DataError: there is one, and it cannot be read.
+        DataError: the sidecar cannot be read.
     """
     path = sidecar_path(beton)
     try:
@@ -105,25 +110,30 @@ def read_sidecar(beton: str | os.PathLike[str]) -> Sidecar | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, DataError) as error:
-        raise DataError(f"{path} is not a sidecar of write_dataset.py: {error}; remove it or write it anew") from None
+        advice = "remove it, or convert the images again"
+        raise DataError(f"{path} is not a sidecar of write_dataset.py: {error}; {advice}") from None
 
 
 def match_names(
     own: Sequence[str], labels: np.ndarray, other: Sequence[str], *, path: Any, other_path: Any
 ) -> list[int]:
-    """Number classes as another file or model does, by name.
+    """Map classes to the numbers that another file or model gives them, by name.
 
     Args:
-        own: names of the classes, by label.
-        labels: (n,) int, of the samples.
-        other: names of the other's classes, by its labels.
-        path, other_path: where both are from, for messages.
+        own: class names, by label.
+        labels: labels of the samples, integers (n,).
+        other: class names of the other, by its labels.
+        path, other_path: the files, for messages.
 
     Returns:
-        The other's label for each of `own`; -1 for those without samples that the other does not have.
+        the other's label for each class of `own`; -1 for classes without samples that the other lacks.
 
     Raises:
-        DataError: the other does not have a class of these samples, or has two of that name.
+        DataError: the other lacks a class that has samples here, or has two classes of its name.
+
+    Example:
+        >>> match_names(["cat", "dog"], np.array([0, 1]), ["ant", "cat", "dog"], path="a.beton", other_path="b.beton")
+        [1, 2]
     """
     if list(own) == list(other[: len(own)]):
         return list(range(len(own)))
@@ -145,10 +155,10 @@ def match_names(
 
 
 def number_as(source: Source, beton: Path) -> Source:
-    """Number the classes of a source as a .beton file does, by name.
+    """Return a source whose classes are numbered as in a .beton file, by name.
 
     Raises:
-        DataError: the file has no sidecar, or does not have a class of these samples.
+        DataError: the file has no sidecar, or lacks a class that has samples.
     """
     sidecar = read_sidecar(beton)
     if sidecar is None:

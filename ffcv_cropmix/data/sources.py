@@ -1,4 +1,7 @@
-"""Image sets that can be converted. All their samples are listed; the images are opened by the workers."""
+"""Image sets that can be converted. A source lists all samples; workers open the images.
+
+A new source is a function (data_dir, split, omissions) -> Source with an entry in `_SOURCES`; the command line follows.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,10 @@ _DIGITS_SEED = 0
 
 
 def _imagefolder(data_dir: Path, split: str, omissions: Omissions) -> Source:
-    """Torchvision's ImageFolder, a folder a class, in the folder of the split if there are splits, else in data_dir.
+    """List a folder per class, like torchvision's ImageFolder, in the folder of the split or, without splits, data_dir.
 
-    Unlike torchvision, it takes all formats that Pillow reads, and no hidden folders. Folders of splits may also be
-    within those of the classes.
+    Unlike torchvision, take all formats that Pillow reads and leave out hidden folders. Folders of splits may also lie
+    within the folders of the classes.
     """
     try:
         folder = _split_folder(data_dir, split, omissions)
@@ -46,7 +49,7 @@ def _imagefolder(data_dir: Path, split: str, omissions: Omissions) -> Source:
     except OSError as error:
         raise DataError(f"{data_dir} cannot be read: {error}") from None
     if not classes:
-        raise DataError(f"{folder} is not a folder of folders with images, one for each class{omissions.remark()}")
+        raise DataError(f"{folder} has no folders of images, one per class{omissions.remark()}")
     found = {name: files_below(folder / name, folder, image_endings(), omissions) for name in classes}
     empty = [name for name in classes if not found[name]]
     if empty:
@@ -62,12 +65,13 @@ def _imagefolder(data_dir: Path, split: str, omissions: Omissions) -> Source:
 
 
 def _split_folder(data_dir: Path, split: str, omissions: Omissions) -> Path:
-    """The folder of the split in data_dir, or data_dir if it has no splits.
+    """Return the folder of the split in data_dir, or data_dir if it has no splits.
 
-    A split is a folder of folders: CIFAR-100 has a class "train". Its name is `split`, or tells it (`split_of`).
+    A folder is a split if it contains folders (CIFAR-100 has a class "train") and its name is `split` or tells the
+    split (`split_of`).
 
     Raises:
-        DataError: there are splits, and the one asked for cannot be told.
+        DataError: there are splits, but not exactly one matches.
     """
     names = subfolders(data_dir)
     nested = [name for name in names if has_folders(data_dir / name)]
@@ -80,7 +84,7 @@ def _split_folder(data_dir: Path, split: str, omissions: Omissions) -> Path:
     if not splits:
         if len(told) == len(names) and len(set(told.values())) > 1:
             raise DataError(f"{data_dir} has {' and '.join(names)}, and these have no folders for the classes")
-        if len(names) == len(nested) == 1:  # a folder around the splits, perhaps
+        if len(names) == len(nested) == 1:  # perhaps a folder around the splits
             within = _split_folder(data_dir / names[0], split, omissions)
             return within if within != data_dir / names[0] else data_dir
         return data_dir
@@ -106,14 +110,14 @@ def _cifar(name: str) -> Callable[[Path, str, Omissions], Source]:
         try:
             found = getattr(torchvision.datasets, name)(str(data_dir), train=split == "train")
         except (RuntimeError, OSError):
-            raise DataError(f"{data_dir}: {name} is not there; torchvision.datasets.{name} downloads it") from None
+            raise DataError(f"{data_dir}: {name} is missing; torchvision.datasets.{name} downloads it") from None
         return Source(found.classes, np.array(found.targets, np.int64), found.data)
 
     return source
 
 
 def _digits(data_dir: Path, split: str, omissions: Omissions) -> Source:
-    """Scikit-learn's handwritten digits, 1,797 real scans that come with it: 80 % train, 20 % val."""
+    """Load scikit-learn's 1,797 scans of handwritten digits: 80 % train, 20 % val."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -127,9 +131,9 @@ def _digits(data_dir: Path, split: str, omissions: Omissions) -> Source:
 
 
 def _csv(file: Path, split: str, omissions: Omissions) -> Source:
-    """A table of path,label with these names in its first line; paths from the file's folder.
+    """Read a table with the columns path and label, named in the first line; paths are relative to the file's folder.
 
-    Labels are all numbers, or all names. If there is a column split, and it names splits, only the rows of the split.
+    Labels are all numbers or all names. With a column split that names splits, take only the rows of the split.
     """
     rows: list[_Row] = []
     try:
@@ -167,15 +171,15 @@ def _csv(file: Path, split: str, omissions: Omissions) -> Source:
         number = whole_number(row.label)
         if number is None:
             raise DataError(
-                f"{row.where}: the label {row.label!r} is no whole number, but there are numbers, as {numeric.label!r} "
-                f"in {numeric.where.rpartition(', ')[2]}: labels are all numbers, or all names"
+                f"{row.where}: the label {row.label!r} is not a whole number, but others are, such as "
+                f"{numeric.label!r} in {numeric.where.rpartition(', ')[2]}: labels must be all numbers or all names"
             )
         numbers.append(number)
     return Source(*numbered(numbers, str(file)), images)
 
 
 class _Row(NamedTuple):
-    """Of a table."""
+    """A row of a table."""
 
     where: str
     path: Path
@@ -184,19 +188,19 @@ class _Row(NamedTuple):
 
 
 def _named(names: list[str], images: list[Path], classes: list[str] | None = None) -> Source:
-    """Images with the names of their classes; labels in the order of the sorted names."""
+    """Make a source from class names; labels number the sorted names."""
     classes = sorted(set(classes or names))
     number = {name: label for label, name in enumerate(classes)}
     return Source(classes, np.array([number[name] for name in names], np.int64), images)
 
 
 def _imagenet_val(data_dir: Path, labels: Path, omissions: Omissions) -> Source:
-    """ImageNet's 50,000 validation images in one folder; classes are the WordNet ids, sorted, as in an ImageFolder.
+    """List ImageNet's 50,000 validation images in one folder; classes are the sorted WordNet ids, as in an ImageFolder.
 
     Args:
-        labels: a line for each image, by its number: a WordNet id, or a class number of the devkit
-            (ILSVRC2012_validation_ground_truth.txt); these are not sorted as the ids are: the devkit's meta.mat, beside
-            the file, has both.
+        labels: a file with a line per image, in the order of their numbers: a WordNet id, or a class number of the
+            devkit (ILSVRC2012_validation_ground_truth.txt). Those numbers do not follow the order of the ids; the
+            devkit's meta.mat, beside the file, maps them.
     """
     classes = None
     try:
@@ -225,16 +229,16 @@ def _imagenet_val(data_dir: Path, labels: Path, omissions: Omissions) -> Source:
 
 
 def _devkit_classes(meta: Path) -> dict[str, str]:
-    """WordNet ids by ILSVRC2012_ID, of the synsets that have no children: those are the classes."""
+    """Return the WordNet ids by ILSVRC2012_ID of the classes, which are the synsets without children."""
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise DataError(f"{meta} is read by scipy: pip install scipy") from None
+        raise DataError(f"reading {meta} needs SciPy: pip install scipy") from None
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         leaves = synsets[synsets["num_children"] == 0]
         return {str(number): str(name) for number, name in zip(leaves["ILSVRC2012_ID"], leaves["WNID"])}
-    except Exception as error:  # whatever scipy trips over
+    except Exception as error:  # any error of SciPy about the file
         raise DataError(f"{meta} cannot be read: {error}; it belongs beside the devkit's numbers of classes") from None
 
 
@@ -255,16 +259,17 @@ _TWO_SPLITS = ("cifar10", "cifar100", "digits")
 def open_source(
     dataset: str, data_dir: Path | None, split: str, labels: Path | None = None, on_error: OnError = "raise"
 ) -> Source:
-    """A set of DATASETS.
+    """Open an image set.
 
     Args:
-        data_dir: where it is: a folder; csv, beton: the file; webdataset: also a pattern; digits needs none.
-        split: "train" or "val"; where files and folders are named after splits, also another.
-        labels: imagenet_val: the file with the labels.
-        on_error: "skip" what cannot be read, such as the damaged part of a shard: `Source.skipped` names it.
+        dataset: its layout, of `DATASETS`.
+        data_dir: the folder; for csv and beton the file, for webdataset also a pattern; digits needs none.
+        split: "train" or "val"; another name works where files and folders are named after the split.
+        labels: for imagenet_val, the file with the labels.
+        on_error: "skip" what cannot be read, such as the damaged part of a shard, and list it in `Source.skipped`.
 
     Raises:
-        DataError: it is not there, cannot be read, or does not tell its splits or labels.
+        DataError: the set is missing, cannot be read, or its splits or labels are unclear.
     """
     omissions = Omissions(on_error)
     if data_dir and dataset not in ("csv", "webdataset", "beton") and not data_dir.is_dir():

@@ -1,4 +1,4 @@
-"""The images of a .beton file, as a set of images: to convert it, to draw it, to take it apart."""
+"""The images of a .beton file as a source, to convert, plot or extract them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Samples(Sequence[Stored]):
-    """Of a field of images."""
+    """The samples of a field of images, by row."""
 
     def __init__(self, beton: Path, rows: np.ndarray, images: np.ndarray, sizes: np.ndarray) -> None:
         self._beton, self._rows, self._images, self._sizes = beton, rows, images, sizes
@@ -34,7 +34,7 @@ class _Samples(Sequence[Stored]):
 
 
 def stored_samples(beton: Beton, field: str) -> Sequence[Stored]:
-    """The images of a field of a file that `check_beton` found sound, by row."""
+    """Return the images of a field by row. The file must have passed `check_beton`."""
     table, images = beton.alloc_table, beton.column(field)
     if len(beton.order):
         table = table[beton.order]
@@ -43,10 +43,10 @@ def stored_samples(beton: Beton, field: str) -> Sequence[Stored]:
 
 
 def beton_source(file: Path, split: str = "", omissions: Omissions | None = None) -> Source:
-    """The images and labels of a .beton file, all of them. The split is its sidecar's, if it has one.
+    """List all images and labels of a .beton file. The split is the one in its sidecar, if it has one.
 
     Raises:
-        DataError: it is not sound, has not one field of images, or no field label with numbers of classes.
+        DataError: the file is not sound, does not have exactly one field of images, or has no integer field label.
     """
     from .check import check_beton
 

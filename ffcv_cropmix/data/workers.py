@@ -1,6 +1,6 @@
-"""Processes that encode images, and say so when they die.
+"""Encode images in worker processes, and report a worker that dies.
 
-Each worker has a pipe of its own: the end of the pipe is the end of the worker, and tells which images it was at.
+Each worker has its own pipe. The pipe ends when the worker does, which tells the images it was working on.
 (Python 3.10's ProcessPoolExecutor hangs when a worker dies while more than 64 KiB wait for it.)
 """
 
@@ -28,33 +28,33 @@ from .images import JPG, OnError, Source, read
 
 
 def encode_chunk(chunk: list[tuple[int, Any]], options: EncodeOptions, largest: int) -> list[Encoded | str]:
-    """The samples, given as (index, image), or what is wrong with them."""
+    """Encode samples, given as (index, image); an error is returned as its message."""
     encoded: list[Encoded | str] = []
     for index, image in chunk:
         try:
             encoded.append(encode_file(index, image, options, largest))
-        except Exception as error:  # whatever Pillow trips over in the bytes
+        except Exception as error:  # any error of Pillow about the bytes
             encoded.append(" ".join(str(error).split()) or repr(error))
     return encoded
 
 
 def _is_file(sample: Encoded | str) -> TypeGuard[Encoded]:
-    """Whether it is a JPEG file as it is."""
+    """Return whether a sample is an unchanged JPEG file."""
     return isinstance(sample, Encoded) and sample.origin == "file" and sample.mode == JPG
 
 
 def _without_file(sample: Encoded | str) -> Encoded | str:
-    """A JPEG file that is kept as its checksum: the parent reads it, in less time than a pipe takes."""
+    """Replace an unchanged JPEG file by its checksum: the parent reads the file faster than a pipe delivers it."""
     if not _is_file(sample):
         return sample
     return sample._replace(data=xxh64_digest(sample.data))
 
 
 def _with_file(sample: Encoded | str, source: Source, index: int) -> Encoded | str:
-    """The same with its bytes.
+    """Put the bytes of an unchanged JPEG file back.
 
     Raises:
-        DataError: they are no longer those that were found sound.
+        DataError: the file has changed since the worker checked it.
     """
     if not _is_file(sample):
         return sample
@@ -67,9 +67,9 @@ def _with_file(sample: Encoded | str, source: Source, index: int) -> Encoded | s
 
 
 def _work(pipe: Connection, options: EncodeOptions, largest: int) -> None:
-    """A worker: chunks come in, encoded samples go out, until the parent is gone."""
+    """Run a worker: receive chunks and send encoded samples until the parent is gone."""
     cv2.setNumThreads(1)
-    Image.MAX_IMAGE_PIXELS = None  # a warning that would name no file
+    Image.MAX_IMAGE_PIXELS = None  # its warning would not name the file
     try:
         while True:
             pipe.send([_without_file(sample) for sample in encode_chunk(pipe.recv(), options, largest)])
@@ -78,22 +78,22 @@ def _work(pipe: Connection, options: EncodeOptions, largest: int) -> None:
 
 
 def _start_workers(workers: dict[Connection, BaseProcess], count: int, *arguments: Any) -> None:
-    """Add processes, by the pipe to each. Ctrl-C is their parent's to handle, also while they start.
+    """Start workers and add them to `workers`, by their pipes. The parent alone handles Ctrl-C, also while they start.
 
     Raises:
-        DataError: they cannot be started; says what to do.
+        DataError: a process cannot be started; the message says what to do.
     """
-    needed = len(list(Path("/proc/self/fd").iterdir())) + 2 * count + 10  # and what it takes to start them
+    needed = len(list(Path("/proc/self/fd").iterdir())) + 2 * count + 10  # and some to start them
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise DataError(
             f"{count} worker processes need {needed} open files, and {limit} are allowed: raise the limit, ulimit -n, "
             "or try fewer --num_workers"
         )
-    context = multiprocessing.get_context("forkserver")  # numba's threads, if there are any, do not survive a fork
+    context = multiprocessing.get_context("forkserver")  # numba's threads would not survive a fork
     context.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # by the first process otherwise, and it would unblock SIGINT
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    resource_tracker.ensure_running()  # else the first process starts it, and unblocks SIGINT
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the processes
     try:
         for _ in range(count):
             pipe, theirs = context.Pipe()
@@ -118,18 +118,22 @@ def encode_all(
     on_error: OnError,
     num_workers: int,
 ) -> Generator[list[Encoded | str], None, None]:
-    """Chunks of samples, given by their indices, in order: each encoded, or what is wrong with it.
+    """Yield chunks of encoded samples in order; a sample that failed is the message of its error.
 
     Args:
-        largest: bytes that an encoded sample can have.
-        on_error: "raise" what is wrong with a sample as soon as it is known.
+        source: the images.
+        chunks: indices of the samples of each chunk.
+        options: how to store the images.
+        largest: most bytes that an encoded sample may have.
+        on_error: "raise" the error of a sample as soon as it is known.
+        num_workers: number of processes.
 
     Raises:
-        DataError: a sample, or a worker died. The workers at work are not waited for.
+        DataError: a sample cannot be encoded, or a worker died. Busy workers are not waited for.
     """
     given = 0
     at_work: dict[Connection, int] = {}  # numbers of chunks
-    encoded: dict[int, list[Encoded | str]] = {}  # chunks that wait for their turn
+    encoded: dict[int, list[Encoded | str]] = {}  # finished chunks that wait for their turn
     workers: dict[Connection, BaseProcess] = {}
     try:
         _start_workers(workers, min(num_workers, len(chunks)), options, largest)

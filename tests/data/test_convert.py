@@ -217,7 +217,7 @@ def test_what_cannot_be_converted_is_skipped_and_named(tmp_path: Path) -> None:
     assert len(read_sidecar(path).digests()) == 20
     rows = list(csv.DictReader(report.open(newline="")))
     assert [row["path"] for row in rows] == [str(tmp_path / f"{index}.png") for index in (0, 5, 22)]
-    assert {row["reason"] for row in rows} == {"it is no image that Pillow can read"}
+    assert {row["reason"] for row in rows} == {"not an image that Pillow can read"}
     convert(_source(3), path, EncodeOptions(), on_error="skip", num_workers=1)
     assert not report.exists()  # it was about the file before
 
@@ -260,7 +260,7 @@ def test_what_is_not_on_the_disk_as_it_was_written_is_noticed(tmp_path: Path, mo
         return done, tables
 
     monkeypatch.setattr(module, "_write", write_wrong)
-    message = "x.beton has .* bytes on its disk" if place == "end" else "is not on its disk as it was written"
+    message = "x.beton has .* bytes on its disk" if place == "end" else "differs on disk from what was written"
     _expect_failure(_source(60), tmp_path / "x.beton", message, num_workers=1)
 
 
@@ -290,7 +290,7 @@ def test_estimate(tmp_path: Path) -> None:
     guess = estimate(source, EncodeOptions(write_mode="raw", max_resolution=0))
     sizes = [photo(index).nbytes for index in range(37) if index != 3]
     assert guess.size == pytest.approx(37 * (np.mean(sizes) + 48))
-    assert guess.failed == [(str(tmp_path / "3.png"), "it is no image that Pillow can read")]
+    assert guess.failed == [(str(tmp_path / "3.png"), "not an image that Pillow can read")]
     assert guess.tried == 37
     assert 0 < guess.seconds < 60
 

@@ -144,7 +144,7 @@ def test_a_sample_that_decodes_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
     from ffcv_cropmix.data import dct
 
     monkeypatch.setattr(dct, "decode_dct", lambda sample, height, width: np.zeros((height, width, 3), np.uint8))
-    with pytest.raises(ValueError, match="not read as they were: use --write_mode jpg"):
+    with pytest.raises(ValueError, match="do not decode to the same pixels: use --write_mode jpg"):
         stored(jpeg(photo(5)))
 
 

@@ -43,7 +43,7 @@ def test_encodes_as_ffcv_does(write_mode: str, max_resolution: int, index: int) 
 def test_extreme_shapes_keep_a_pixel() -> None:
     assert encode(0, np.zeros((1, 900, 3), np.uint8), EncodeOptions(max_resolution=30))[1:3] == (1, 30)
     for side, write_mode in ((65_501, "jpg"), (65_536, "raw")):
-        with pytest.raises(ValueError, match=f"1 x {side} px, a side can have {side - 1}"):
+        with pytest.raises(ValueError, match=f"1 x {side} px, but a side can have at most {side - 1}"):
             encode(0, np.zeros((1, side, 3), np.uint8), EncodeOptions(max_resolution=0, write_mode=write_mode))
         encode(0, np.zeros((1, side - 1, 3), np.uint8), EncodeOptions(max_resolution=0, write_mode=write_mode))
 
@@ -243,7 +243,7 @@ def test_few_bytes_do_not_take_all_memory(options: dict[str, Any]) -> None:
 
 
 def test_a_sample_that_no_page_has_room_for_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"it takes .* bytes, a page has 999"):
+    with pytest.raises(ValueError, match=r"it takes .* bytes, but a page has 999"):
         _stored(KEPT["4:2:0"](), largest=999)
 
 

@@ -71,13 +71,13 @@ def test_dark_images_stay_dark_when_turned(form: str) -> None:
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        (GRAY.astype("<f4") / 255, "floating-point levels are of 0 to 1"),
-        (GRAY.astype("<f4") / 2550, "floating-point levels are of 0 to 1"),
-        (GRAY.astype("<f4") * 16, "of 0 to 4080, not of 0 to 255"),
-        (GRAY.astype("<f4") - 9, "of -9 to 246, not of 0 to 255"),
-        (np.full((16, 16), np.nan, "<f4"), "of nan to nan, not of 0 to 255"),
-        (GRAY.astype("<i4") * 2**20, "of 0 to 267386880, not of 0 to 65535"),
-        (GRAY.astype("<i4") - 300, "of -300 to -45, not of 0 to 65535"),
+        (GRAY.astype("<f4") / 255, "floating-point levels are in 0 to 1"),
+        (GRAY.astype("<f4") / 2550, "floating-point levels are in 0 to 1"),
+        (GRAY.astype("<f4") * 16, "in 0 to 4080, not in 0 to 255"),
+        (GRAY.astype("<f4") - 9, "in -9 to 246, not in 0 to 255"),
+        (np.full((16, 16), np.nan, "<f4"), "in nan to nan, not in 0 to 255"),
+        (GRAY.astype("<i4") * 2**20, "in 0 to 267386880, not in 0 to 65535"),
+        (GRAY.astype("<i4") - 300, "in -300 to -45, not in 0 to 65535"),
     ],
 )
 def test_levels_that_may_mean_anything_are_refused(levels: np.ndarray, message: str) -> None:

@@ -197,7 +197,7 @@ def test_tar_files_that_are_none(tmp_path: Path) -> None:
     whole = (tmp_path / "0.tar").read_bytes()
     for content in (b"no tar", gzip.compress(whole), whole[:2000]):
         (tmp_path / "0.tar").write_bytes(content)
-        with pytest.raises(DataError, match=r"0.tar is not a tar file, uncompressed and whole"):
+        with pytest.raises(DataError, match=r"0.tar is not a whole, uncompressed tar file"):
             open_source("webdataset", tmp_path, "train")
 
 
@@ -255,7 +255,7 @@ def test_huggingface_without_its_features(table: datasets.Dataset, tmp_path: Pat
     source = open_source("huggingface", tmp_path / "x", "train")
     assert (_levels(source), source.classes) == ([1, 2, 3], ["0", "1"])
     for change, message in (
-        ({"label": "kind"}, "no telling the labels among the columns kind, picture"),
+        ({"label": "kind"}, "cannot tell the labels among the columns kind, picture"),
         ({"picture": "label", "label": "x"}, "label is not a number"),
     ):
         plain.rename(columns=change).to_parquet(tmp_path / "x/0.parquet")
@@ -338,10 +338,10 @@ def test_a_csv_with_a_column_of_splits(tmp_path: Path) -> None:
         ("path,label\nx.png,-1\n", "has labels from -1 to -1"),
         ("path,label\nx.png,99999999999\n", "has labels from 99999999999"),
         ("path,label\n\xff", "cannot be read"),
-        ("path,label\nx.png,3\ny.png,cat\n", "set.csv, line 3: the label 'cat' is no whole number.* '3' in line 2"),
-        ("path,label\nx.png,cat\ny.png,3\n", "set.csv, line 2: the label 'cat' is no whole number.* '3' in line 3"),
-        ("path,label\nx.png,3\ny.png,1e3\n", "set.csv, line 3: the label '1e3' is no whole number"),
-        ("path,label\nx.png,3\ny.png,1.5\n", "set.csv, line 3: the label '1.5' is no whole number"),
+        ("path,label\nx.png,3\ny.png,cat\n", "set.csv, line 3: the label 'cat' is not a whole number.* '3' in line 2"),
+        ("path,label\nx.png,cat\ny.png,3\n", "set.csv, line 2: the label 'cat' is not a whole number.* '3' in line 3"),
+        ("path,label\nx.png,3\ny.png,1e3\n", "set.csv, line 3: the label '1e3' is not a whole number"),
+        ("path,label\nx.png,3\ny.png,1.5\n", "set.csv, line 3: the label '1.5' is not a whole number"),
         ("path,label\nx.png,3\ny.png,NaN\n", "set.csv, line 3: a path or a label is missing"),
         ("path,label\na,b.png,3\n", "set.csv, line 2: 3 cells, the first line has 2"),
         ("path,label,label\nx.png,0,1\n", "has several columns path and label"),

@@ -165,7 +165,7 @@ def test_skipped_kept_and_damaged_images_are_counted(tmp_path: Path) -> None:
         r"0:00:00 with 1 processes: of 6 images tried, 1 cannot be converted\n$",
         dry.stdout,
     )
-    assert dry.stderr == f"{folder}/4.png cannot be converted: it is no image that Pillow can read\n"
+    assert dry.stderr == f"{folder}/4.png cannot be converted: not an image that Pillow can read\n"
     assert not list(tmp_path.glob("*beton*"))
     result = _run(*command, "--on_error=skip")
     assert result.returncode == 0
@@ -219,7 +219,7 @@ def test_what_is_skipped_of_a_source_is_reported(tmp_path: Path) -> None:
     table.write_text("path,label,split\n0.png,3,train\n1.png,,train\n1.png,1,val\n")
     command = ("--dataset=csv", "--data_dir", table, "--write_path", tmp_path / "x.beton", "--num_workers=1")
     result = _run(*command)
-    line = f"error: {table}, line 3: a path or a label is missing; --on_error skip goes on without it\n"
+    line = f"error: {table}, line 3: a path or a label is missing; --on_error skip continues without it\n"
     assert (result.returncode, result.stderr) == (1, line)
     said = ["left out: 1 rows of other splits", "3 classes have no images: 0, 1, 2"]
     dry = _run(*command, "--on_error=skip", "--dry_run")
