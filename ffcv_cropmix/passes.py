@@ -6,15 +6,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
-import torch
 
 from .decoders import DecodeError
 from .ffcv_compat import select_buffer
+from .streams import SlotStreams
 
 if TYPE_CHECKING:
     from .loader import Loader
@@ -36,10 +35,7 @@ class _PassThread(threading.Thread):
         self._batches = [order[start : start + loader.batch_size] for start in range(0, len(order), loader.batch_size)]
         slots = loader.batches_ahead + 2
         self._memory = loader.graph.allocate_memory(loader.batch_size, slots)
-        cuda = torch.cuda.is_available()
-        self._streams = [torch.cuda.Stream() if cuda else None for _ in range(slots)]
-        self._consumed: list[torch.cuda.Event | None] = [None] * slots
-        """For each slot, the consumer's work on the batch that was there before"""
+        self._slots, self._streams = slots, SlotStreams(slots, [*self._memory["operation"].values()])
         self._held: int | None = None
         """The slot in the consumer's hands"""
         self._ready: deque[tuple[int, tuple[Any, ...]]] = deque()
@@ -52,17 +48,11 @@ class _PassThread(threading.Thread):
     def run(self) -> None:
         try:
             numba.set_num_threads(self.loader.num_workers)  # of this thread
-            for number, rows in enumerate(self._batches):
-                with self._changed:
-                    while len(self._ready) > self.loader.batches_ahead and not self._stopped:
-                        self._changed.wait()
-                    if self._stopped:
-                        return
-                slot = number % len(self._streams)
-                result = self._compute(number, rows, slot)
-                with self._changed:
-                    self._ready.append((slot, result))
-                    self._changed.notify_all()
+            self._streams.enter_thread()
+            try:
+                self._compute_all()
+            finally:
+                self._streams.finish()
         except BaseException as failure:  # raised where the consumer waits
             self.failure = failure
         finally:
@@ -71,9 +61,22 @@ class _PassThread(threading.Thread):
                 self._ended = True
                 self._changed.notify_all()
 
+    def _compute_all(self) -> None:
+        for number, rows in enumerate(self._batches):
+            with self._changed:
+                while len(self._ready) > self.loader.batches_ahead and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    return
+            slot = number % self._slots
+            result = self._compute(number, rows, slot)
+            with self._changed:
+                self._ready.append((slot, result))
+                self._changed.notify_all()
+
     def _compute(self, number: int, rows: np.ndarray, slot: int) -> tuple[Any, ...]:
         """Run the compiled pipeline for one batch, as FFCV's `EpochIterator.run_pipeline` does."""
-        loader, stream, consumed = self.loader, self._streams[slot], self._consumed[slot]
+        loader = self.loader
         self._storage.start_batch(number)
         values: dict[str, Any] = {
             "batch_indices": rows,
@@ -83,11 +86,7 @@ class _PassThread(threading.Thread):
         for kind, prefix in (("operation", "memory"), ("shared", "shared_memory")):
             for node, memory in self._memory[kind].items():
                 values[f"{prefix}_{node}"] = select_buffer(memory, slot, len(rows))
-        if stream is not None:
-            stream.synchronize()  # the copies out of this slot's pinned memory have ended
-        with nullcontext() if stream is None else torch.cuda.stream(stream):
-            if stream is not None and consumed is not None:
-                stream.wait_event(consumed)
+        with self._streams.fill(slot):
             stages, outputs = loader.code
             for stage, nodes in stages:
                 for node, result in zip(nodes, stage(**values)):
@@ -101,8 +100,8 @@ class _PassThread(threading.Thread):
         Raises:
             Exception: the pipeline's, after the batches before the failure.
         """
-        if self._held is not None and self._streams[self._held] is not None:
-            self._consumed[self._held] = torch.cuda.current_stream().record_event()
+        if self._held is not None:
+            self._streams.hand_back(self._held)
         with self._changed:
             while not self._ready and not self._ended and not self._stopped:
                 self._changed.wait(1)
@@ -113,8 +112,7 @@ class _PassThread(threading.Thread):
             if self._ready:
                 self._held, batch = self._ready.popleft()
                 self._changed.notify_all()
-                if (stream := self._streams[self._held]) is not None:
-                    torch.cuda.current_stream().wait_stream(stream)
+                self._streams.hand_over(self._held, batch)
                 return batch
         self.close()
         if isinstance(self.failure, StopIteration):  # would end the consumer's loop

@@ -1,0 +1,99 @@
+"""The CUDA streams of a pass over a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import cuda
+
+
+class SlotStreams:
+    """Order the copies to GPUs of a pass against the work of its consumer. Does nothing on a machine without a GPU.
+
+    A slot is a pinned buffer on the host and one on the GPU. Copies and the consumer's work are both asynchronous.
+    Therefore
+
+    - a slot's stream waits for what its buffers were used for before: they were allocated on the consumer's stream;
+    - the pass thread waits until a slot's last copy has ended before it fills the pinned buffer again (`fill`);
+    - a slot's stream waits for the consumer's work on the slot's last batch before it overwrites it (`fill`);
+    - the consumer's stream waits for the copy of the batch (`hand_over`);
+    - the pass thread waits for all copies before the buffers are freed (`finish`): torch's allocators do not know of
+      copies from parts of a pinned buffer, or on streams of a slot, and would give the memory to the next pass.
+
+    The host waits for events, never for a stream: `torch.cuda.set_sync_debug_mode`, which is the process's, objects to
+    that.
+
+    Args:
+        slots: Number of slots.
+        memory: Buffers of the pass; the devices of CUDA tensors in it get streams.
+    """
+
+    def __init__(self, slots: int, memory: Sequence[Any]) -> None:
+        self._devices: list[int] = []
+        if cuda.is_available():
+            here = cuda.current_device()
+            found = {tensor.device.index for tensor in _cuda_tensors(memory)}
+            self._devices = [*sorted(found - {here}), here]  # the last one that is entered is the current device
+        self._streams = [[cuda.Stream(device) for device in self._devices] for _ in range(slots)]
+        for slot_streams in self._streams:
+            for stream in slot_streams:
+                stream.wait_stream(cuda.current_stream(stream.device))
+        self._copied: list[list[cuda.Event]] = [[] for _ in range(slots)]
+        self._consumed: list[list[cuda.Event]] = [[] for _ in range(slots)]
+
+    def enter_thread(self) -> None:
+        """Make the current device of the thread that began the pass the current one of this thread.
+
+        A thread begins with GPU 0, where each process would get a CUDA context of half a GiB (ffcv#190).
+        """
+        if self._devices:
+            cuda.set_device(self._devices[-1])
+
+    @contextmanager
+    def fill(self, slot: int) -> Iterator[None]:
+        """Return the context in which the pass thread fills a slot."""
+        for event in self._copied[slot]:
+            event.synchronize()
+        streams = self._streams[slot]
+        try:
+            with ExitStack() as entered:
+                for stream in streams:
+                    entered.enter_context(cuda.stream(stream))
+                for stream, event in zip(streams, self._consumed[slot]):
+                    stream.wait_event(event)
+                yield
+        finally:
+            self._copied[slot] = [cuda.Event(blocking=True) for _ in streams]  # blocking: waits without a busy core
+            for stream, event in zip(streams, self._copied[slot]):
+                event.record(stream)
+
+    def hand_over(self, slot: int, batch: Any) -> None:
+        """Let the consumer's current streams wait for a slot's copies."""
+        for stream in self._streams[slot]:
+            cuda.current_stream(stream.device).wait_stream(stream)
+        for tensor in _cuda_tensors(batch):  # made on a slot's stream by a module, or before on another stream
+            tensor.record_stream(cuda.current_stream(tensor.device))
+
+    def hand_back(self, slot: int) -> None:
+        """Remember what the consumer has submitted until now: all its work on the slot's batch."""
+        streams = self._streams[slot]
+        self._consumed[slot] = [cuda.current_stream(stream.device).record_event() for stream in streams]
+
+    def finish(self) -> None:
+        """Wait until all copies have ended."""
+        for events in self._copied:
+            for event in events:
+                event.synchronize()
+
+
+def _cuda_tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Find the CUDA tensors in nested lists and tuples."""
+    if isinstance(values, torch.Tensor):
+        if values.is_cuda:
+            yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _cuda_tensors(value)
