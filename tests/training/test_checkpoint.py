@@ -118,6 +118,16 @@ def test_a_run_goes_on_with_the_data_that_it_had(now: dict, message: str | None,
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_with_the_former_names_of_facts_is_resumed(tmp_path: Path) -> None:
+    former = {"images in the training set": 512, "checksum of its labels": "ab", "images at once (data.in_memory=0)": 8}
+    now = {"training set size": 512, "checksum of the labels": "ab", "micro-batch size (data.in_memory=0)": 8}
+    network = nn.Linear(2, 3)
+    Checkpoint({}, 64, frozenset(), {"model": network}, former).save(tmp_path / "c.pt", Position(1))
+    assert Checkpoint({}, 64, frozenset(), {"model": network}, now).load(tmp_path / "c.pt") == Position(1)
+    with pytest.raises(DataError, match="with training set size 512, not 511"):
+        Checkpoint({}, 64, frozenset(), {"model": network}, now | {"training set size": 511}).load(tmp_path / "c.pt")
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     with pytest.raises(DataError, match=r"c.pt: no such file or directory"):
