@@ -8,15 +8,11 @@ crop, RandomResizedCrop's, or two, as contrastive learning takes them.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import cv2
 import ffcv.loader
 import numpy as np
 import torch
@@ -28,65 +24,13 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import RandomHorizontalFlip, ToTensor
 from ffcv.transforms.utils.fast_crop import get_random_crop, resize_crop
 from numba import get_num_threads
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
-from torchvision.transforms import v2
 
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader, MultiViewRGBImageDecoder, ViewSpec
 from ffcv_cropmix.data.reader import Beton
-from ffcv_cropmix.transforms import CropMix
+from file_peers import Dali, Spdl, authors, torchvision_v2, transform
+from jobs import MIX_RATIO, NUMBERS, RATIO, SCALE, Job, Peer
 
-SCALE, MIX_RATIO, NUMBERS = 0.01, 0.4, (2, 3, 4)
-RATIO = (3 / 4, 4 / 3)
 _JPG = int(IMAGE_MODES["jpg"])
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a peer is to do."""
-
-    beton: Path
-    indices: Sequence[int]
-    """Rows of the .beton that make a pass, in this order; they may repeat."""
-    files: Sequence[Path]
-    """JPEG files of the same images, one for each row."""
-    side: int
-    """Of the square output, px."""
-    num_workers: int
-    """Threads, or processes."""
-    batch_size: int
-
-    @property
-    def paths(self) -> list[str]:
-        """The files of a pass."""
-        return [str(self.files[index]) for index in self.indices]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One way to do the job."""
-
-    label: str
-    make: Callable[[Job], Iterable[Any]]
-    """Each iteration of the result is a pass over the images, and yields their batches."""
-    reads: tuple[str, ...]
-    """What it can read: jpg, raw (.beton files), files (JPEG)."""
-    needs: str | None = None
-    """A module of the extra `bench`."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Of the decoder, for this package's."""
-
-    def unavailable(self) -> str | None:
-        """Why it cannot run here; None if it can."""
-        try:
-            if self.needs:
-                import_module(self.needs)
-        except ModuleNotFoundError:
-            return f"{self.needs} is not installed"
-        except (ImportError, OSError) as error:
-            return f"{self.needs} does not load: {error}"
-        return None
 
 
 class _Images:
@@ -238,207 +182,12 @@ def _read_only(decompress: bool) -> Callable[[Job], _Images]:
     return lambda job: _beton(job, ffcv.loader.Loader, ReadOnly((job.side, job.side), decompress))
 
 
-class Mixup:
-    """The authors' CropMix with mixup, after their code; a subclass says how a view is made.
-
-    Args:
-        side: of the output, px.
-        scale: smallest crop area as a share of the image's.
-        numbers: of crops, to draw from for each image.
-    """
-
-    def __init__(self, side: int, scale: float = SCALE, numbers: Sequence[int] = NUMBERS) -> None:
-        self.side, self.scale, self.numbers = side, scale, numbers
-
-    def view(self, image: Any, area: tuple[float, float]) -> Any:
-        """A RandomResizedCrop with an area of this range."""
-        raise NotImplementedError
-
-    def permute(self, image: Any) -> Any:
-        """The channels in random order: of a tensor."""
-        return image[torch.randperm(3)]
-
-    def blend(self, first: Any, second: Any, lam: float) -> Any:
-        return lam * first + (1 - lam) * second
-
-    def finish(self, image: Any) -> Any:
-        return image.flip(-1) if random.random() < 0.5 else image
-
-    def __call__(self, image: Any) -> Any:
-        number = random.choice(self.numbers)
-        band = (1 - self.scale) / number
-        areas = [(self.scale + k * band, self.scale + (k + 1) * band) for k in range(number)]
-        views = [self.view(image, area) for area in areas]
-        if number > 2:
-            random.shuffle(views)
-        composite = views[0]
-        for view in views[1:]:
-            lam = random.betavariate(MIX_RATIO / number, MIX_RATIO / number)
-            if lam > 0.5:
-                view = self.permute(view)
-            else:
-                composite = self.permute(composite)
-            composite = self.blend(composite, view, lam)
-        return self.finish(composite)
-
-
-class PillowMixup(Mixup):
-    """The authors' transforms: a PIL image to float32 (3, side, side) in [0, 1]."""
-
-    def view(self, image: Image.Image, area: tuple[float, float]) -> torch.Tensor:
-        crop = v2.RandomResizedCrop(self.side, area, RATIO)
-        return v2.functional.to_dtype(v2.functional.to_image(crop(image)), torch.float32, scale=True)
-
-
-class TensorMixup(Mixup):
-    """torchvision v2 on tensors: uint8 (3, height, width) to uint8 (3, side, side)."""
-
-    def view(self, image: torch.Tensor, area: tuple[float, float]) -> torch.Tensor:
-        return v2.RandomResizedCrop(self.side, area, RATIO, antialias=True)(image)
-
-    def finish(self, image: torch.Tensor) -> torch.Tensor:
-        return super().finish(image).round().to(torch.uint8)  # a batch a quarter as large to hand over
-
-
-class ArrayMixup(Mixup):
-    """OpenCV on arrays: uint8 (height, width, 3) to uint8 (side, side, 3). INTER_AREA, as FFCV has it."""
-
-    def view(self, image: np.ndarray, area: tuple[float, float]) -> np.ndarray:
-        top, left, height, width = get_random_crop(*image.shape[:2], np.array(area), np.array(RATIO))
-        crop = image[top : top + height, left : left + width]
-        return cv2.resize(crop, (self.side, self.side), interpolation=cv2.INTER_AREA)
-
-    def permute(self, image: np.ndarray) -> np.ndarray:
-        order = random.sample(range(3), 3)
-        return cv2.mixChannels([image], [np.empty_like(image)], [k for pair in enumerate(order) for k in pair])[0]
-
-    def blend(self, first: np.ndarray, second: np.ndarray, lam: float) -> np.ndarray:
-        return cv2.addWeighted(first, lam, second, 1 - lam, 0)
-
-    def finish(self, image: np.ndarray) -> np.ndarray:
-        return cv2.flip(image, 1) if random.random() < 0.5 else image
-
-
-class _Files(Dataset[Any]):
-    def __init__(self, paths: Sequence[str], load: Callable[[str], Any], transform: Callable[[Any], Any]) -> None:
-        self.paths, self.load, self.transform = paths, load, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(self.load(self.paths[index]))
-
-
-def _data_loader(job: Job, load: Callable[[str], Any], transform: Callable[[Any], Any]) -> Iterable[Any]:
-    # Forked: not all that is loaded here can be sent to a new process. They use none of this process's threads.
-    return DataLoader(
-        _Files(job.paths, load, transform),
-        job.batch_size,
-        num_workers=job.num_workers,
-        persistent_workers=True,
-        multiprocessing_context="fork",
-    )
-
-
-def _open(path: str) -> Image.Image:
-    return Image.open(path).convert("RGB")
-
-
-def _authors(job: Job) -> Iterable[Any]:
-    return _data_loader(job, _open, PillowMixup(job.side))
-
-
-def _transform(job: Job) -> Iterable[Any]:
-    flip = v2.RandomHorizontalFlip()
-    return _data_loader(job, _open, CropMix(SCALE, MIX_RATIO, NUMBERS, "mixup", True, flip, size=job.side))
-
-
-def _torchvision(job: Job) -> Iterable[Any]:
-    def load(path: str) -> torch.Tensor:
-        return decode_jpeg(read_file(path), ImageReadMode.RGB)
-
-    return _data_loader(job, load, TensorMixup(job.side))
-
-
-class _Spdl:
-    """SPDL's threads around OpenCV.
-
-    SPDL's own decoder, FFmpeg, takes three times as long for an image as OpenCV's, libjpeg-turbo.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.mixup = job, ArrayMixup(job.side)
-        cv2.setNumThreads(1)
-
-    def make(self, path: str) -> np.ndarray:
-        return self.mixup(cv2.imread(path, cv2.IMREAD_COLOR_RGB))
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        from spdl.pipeline import PipelineBuilder
-
-        builder: Any = PipelineBuilder()
-        builder = builder.add_source(self.job.paths).pipe(self.make, concurrency=self.job.num_workers)
-        builder = builder.aggregate(self.job.batch_size).pipe(np.stack).add_sink()
-        pipeline = builder.build(num_threads=self.job.num_workers)
-        with pipeline.auto_stop():
-            yield from pipeline
-
-
-class _Dali:
-    """NVIDIA DALI on the CPU. Without the permutation of channels, for which it has no operator: it does less."""
-
-    def __init__(self, job: Job) -> None:
-        from nvidia.dali import fn, pipeline_def, types
-
-        paths, size = job.paths, job.batch_size
-
-        def batches() -> Iterator[list[np.ndarray]]:
-            for first in range(0, len(paths), size):
-                yield [np.fromfile(path, np.uint8) for path in paths[first : first + size]]
-
-        def mixed(image: Any, number: int) -> Any:
-            band = (1 - SCALE) / number
-            areas = [(SCALE + k * band, SCALE + (k + 1) * band) for k in range(number)]
-            views = [fn.random_resized_crop(image, size=(job.side, job.side), random_area=area) for area in areas]
-            composite = views[0]
-            for view in views[1:]:
-                lam = fn.random.beta(alpha=MIX_RATIO / number, beta=MIX_RATIO / number)
-                composite = lam * composite + (1 - lam) * view
-            return fn.cast_like(composite, image)
-
-        @pipeline_def(batch_size=size, num_threads=job.num_workers, device_id=None, enable_conditionals=True)
-        def pipeline() -> Any:
-            files = fn.external_source(source=batches, cycle="raise", dtype=types.UINT8, ndim=1)
-            image = fn.decoders.image(files, output_type=types.RGB, use_fast_idct=True)  # FFCV's choice
-            number = fn.random.uniform(values=list(NUMBERS), dtype=types.INT32)
-            if number == 2:
-                out = mixed(image, 2)
-            elif number == 3:
-                out = mixed(image, 3)
-            else:
-                out = mixed(image, 4)
-            return fn.flip(out, horizontal=fn.random.coin_flip())
-
-        self.pipeline = pipeline()
-        self.pipeline.build()
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        while True:
-            try:
-                (images,) = self.pipeline.run()
-            except StopIteration:
-                self.pipeline.reset()
-                return
-            yield images.as_array()
-
-
-_DRAWN: dict[str, Any] = {"number": NUMBERS, "operation": "mixup", "inter_aug": True, "flip_probability": 0.5}
+_OPTIONS: dict[str, Any] = {"number": NUMBERS, "operation": "mixup", "inter_aug": True, "flip_probability": 0.5}
 _FFCVS, _BETONS = ("jpg", "raw"), ("jpg", "dct", "raw")
 
 
 def _ours(label: str, reads: tuple[str, ...] = _BETONS, **options: Any) -> Peer:
-    options = {**_DRAWN, **options}
+    options = {**_OPTIONS, **options}
     return Peer(label, _cropmix(**options), reads, options=options)
 
 
@@ -453,11 +202,11 @@ PEERS: dict[str, Peer] = {
     "views": Peer("two crops of one decode, this package", _views, _BETONS),
     "views-stock": Peer("two crops, FFCV (two pipelines, each decodes)", _stock_views, _FFCVS),
     "naive": Peer("CropMix from FFCV's parts", _naive, _FFCVS),
-    AUTHORS: Peer("CropMix, the authors' algorithm (Pillow, DataLoader)", _authors, ("files",)),
-    "transform": Peer("CropMix, transforms.CropMix (Pillow, DataLoader)", _transform, ("files",)),
-    "torchvision": Peer("CropMix, torchvision v2 on tensors (DataLoader)", _torchvision, ("files",)),
-    "spdl": Peer("CropMix, SPDL and OpenCV", _Spdl, ("files",), "spdl.pipeline"),
-    "dali": Peer("CropMix, NVIDIA DALI on the CPU", _Dali, ("files",), "nvidia.dali"),
+    AUTHORS: Peer("CropMix, the authors' algorithm (Pillow, DataLoader)", authors, ("files",)),
+    "transform": Peer("CropMix, transforms.CropMix (Pillow, DataLoader)", transform, ("files",)),
+    "torchvision": Peer("CropMix, torchvision v2 on tensors (DataLoader)", torchvision_v2, ("files",)),
+    "spdl": Peer("CropMix, SPDL and OpenCV", Spdl, ("files",), "spdl.pipeline"),
+    "dali": Peer("CropMix, NVIDIA DALI on the CPU", Dali, ("files",), "nvidia.dali"),
     "decode": Peer("limit: decode only, no crop", _read_only(True), ("jpg",)),
     "copy": Peer("limit: copy the stored bytes only", _read_only(False), _FFCVS),
 }

@@ -22,6 +22,7 @@ from ffcv.transforms import ToTensor
 from numba import config
 from PIL import Image
 
+import file_peers
 import peers
 import report
 import stages
@@ -29,7 +30,8 @@ import throughput
 from ffcv_cropmix import Loader, MixPlan, cropmix
 from ffcv_cropmix.data.sidecar import read_sidecar, sidecar_path, write_sidecar
 from ffcv_cropmix.errors import DataError
-from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, ArrayMixup, Job, PillowMixup, TensorMixup
+from file_peers import ArrayMixup, PillowMixup, TensorMixup
+from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, Job
 from tests.betons import COUNT, payload, stored_image
 from throughput import Case
 
@@ -86,11 +88,11 @@ def test_peers_deliver_all_images(name: str, job: Job, betons: dict[str, Path], 
         assert 0 <= levels.min() < 40 and 215 < levels.max() <= 255
         means = [stored_image(betons["jpg"], index).mean() for index in range(COUNT)]
         assert np.corrcoef(means, levels.mean(axis=(1, 2, 3)))[0, 1] > 0.5  # the images, in their order
-        drawn_anew = (images != again)[1:].any(axis=(1, 2, 3))
-        assert drawn_anew.mean() > 0.9  # of a long image the crop may be the central one, twice
+        sampled_again = (images != again)[1:].any(axis=(1, 2, 3))
+        assert sampled_again.mean() > 0.9  # of a long image the crop may be the central one, twice
 
 
-def _levels(mixup: peers.Mixup, image: np.ndarray) -> np.ndarray:
+def _levels(mixup: file_peers.Mixup, image: np.ndarray) -> np.ndarray:
     """What a peer makes of an image, as float levels (side, side, 3)."""
     if isinstance(mixup, ArrayMixup):
         return mixup(image).astype(float)
@@ -100,7 +102,7 @@ def _levels(mixup: peers.Mixup, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", [PillowMixup, TensorMixup, ArrayMixup])
-def test_python_peers_resize_and_mix(kind: type[peers.Mixup]) -> None:
+def test_python_peers_resize_and_mix(kind: type[file_peers.Mixup]) -> None:
     row, column = np.mgrid[:96, :96]
     gradient = np.stack([2 * row, 2 * column, 190 - row - column + 40], axis=2).astype(np.uint8)
     expected = cv2.resize(gradient, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(float)
