@@ -35,7 +35,7 @@ wheels:  ## build wheels for machines without a compiler, OpenCV or root; ALL=1 
 # A stamp tells which extra is installed, from which versions.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	sh scripts/system_packages.sh
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
 $(VENV)/bin/python:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Build a folder of wheels for machines without a compiler, OpenCV or root: this package and a self-contained ffcv.
-# The ffcv wheel has the libraries that it calls inside, and serves every CPython from 3.10 on.
+# The ffcv wheel has the libraries that it calls inside, and serves every CPython from 3.10 on. Two of FFCV's
+# requirements, of which PyPI has the sources only, are there too.
 # Usage: scripts/build_wheels.sh [FOLDER]; ALL=1 adds the wheels of everything else that they need, PyTorch included.
 set -eu
 cd "$(dirname "$0")/.."
@@ -37,6 +38,10 @@ grep -q "py_limited_api=True" "$work/ffcv-$version/setup.py"
 PKG_CONFIG_PATH=$work "$bin/pip" wheel --quiet --no-deps --no-build-isolation --use-pep517 --wheel-dir "$work/built" \
     --config-settings=--build-option=--py-limited-api=cp310 "$work/ffcv-$version"
 PATH=$bin:$PATH auditwheel repair --wheel-dir "$folder" "$work"/built/ffcv-*.whl
+
+# FFCV's requirements of which PyPI has the sources only.
+"$bin/pip" wheel --quiet --constraint constraints.txt --no-deps --no-build-isolation --use-pep517 --wheel-dir "$folder" \
+    assertpy fastargs
 
 # Of a copy: setuptools would take in what earlier builds left in build/.
 mkdir "$work/own"

@@ -5,7 +5,7 @@
 #   demo, test  `make demo`, `make test` of the last commit, as root (default: both)
 #   wheels      `make wheels` as root; then a user without root, compiler and OpenCV installs them in another tree,
 #               converts a data set and trains for one epoch
-# WHEELS=FOLDER: wheels that are built already. PIP_CACHE=FOLDER: keep pip's downloads there.
+# WHEELS=FOLDER: wheels that are built already.
 # Mounts are in a namespace of their own, which ends with the script. Nothing outside the temporary folder is changed.
 set -eu
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,14 +14,11 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 enter() {
     mount -t proc proc "$1/proc"
     mount --rbind /dev "$1/dev"
-    for folder in cache wheels; do
-        eval "source=\$$folder"
-        [ -z "$source" ] || mount --bind "$source" "$1/mnt/$folder"
-    done
+    [ -z "$wheels" ] || mount --bind "$wheels" "$1/mnt"
     tree=$1
     shift
     exec env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        PIP_CACHE_DIR="${cache:+/mnt/cache}" chroot "$tree" "$@"
+        chroot "$tree" "$@"
 }
 if [ "${1:-}" = --enter ]; then
     shift
@@ -42,8 +39,8 @@ base=$(mktemp -d)
 trap 'rm -rf --one-file-system "$base"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
-cache=${PIP_CACHE:-} wheels=
-export cache wheels
+wheels=
+export wheels
 
 # in_tree TREE COMMAND...: mounts and processes end with the command.
 in_tree() {
@@ -54,8 +51,7 @@ in_tree() {
 new_tree() {
     tree=$base/$1
     shift
-    debootstrap --variant=minbase "$suite" "$tree" >"$base/debootstrap.log" || { tail "$base/debootstrap.log" >&2; exit 1; }
-    mkdir -p "$tree/mnt/cache" "$tree/mnt/wheels"
+    unshare --mount debootstrap --variant=minbase "$suite" "$tree" >"$base/debootstrap.log" || { tail "$base/debootstrap.log" >&2; exit 1; }
     cp /etc/resolv.conf /etc/hosts "$tree/etc"
     in_tree "$tree" apt-get update -qq
     in_tree "$tree" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >"$base/apt.log" 2>&1 ||
@@ -93,9 +89,8 @@ for command in "$@"; do
     new_tree user python3 python3-venv
     in_tree "$base/user" useradd --create-home user
     cp "$repository/train_imagenet.py" "$repository/examples/demo.yaml" "$base/user/home/user"
-    [ -z "$cache" ] || chmod -R a+rwX "$cache"
     run "$base/user" 'exec su user -c "set -e; cd; python3 -m venv venv; . venv/bin/activate; set -x
-        pip install --quiet --find-links /mnt/wheels \"ffcv-cropmix[demo]\"
+        pip install --quiet --find-links /mnt \"ffcv-cropmix[demo]\"
         ffcv-cropmix convert --dataset=digits --split=train --write_path=train.beton
         ffcv-cropmix convert --dataset=digits --split=val --write_path=val.beton
         python train_imagenet.py --config-file demo.yaml --training.epochs=1 --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=run"'
