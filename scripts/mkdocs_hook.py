@@ -2,6 +2,7 @@
 
 README.md is the front page, and the pages that nav names outside docs/ are pages of the site. Relative links are
 written for the repository; here they lead to the pages, or, where the site has none, to the repository's web page.
+Docstrings may say `Example:`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -74,3 +76,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return relpath(uri or f"source/{path}", PurePosixPath(page.file.src_uri).parent)
 
     return LINK.sub(rewrite, markdown)
+
+
+class Examples(griffe.Extension):
+    """Let griffe take an `Example:` for its section `Examples:`, which is set as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = re.sub("^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)

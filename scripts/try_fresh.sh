@@ -88,10 +88,10 @@ for command in "$@"; do
     fi
     new_tree user python3 python3-venv
     in_tree "$base/user" useradd --create-home user
-    cp "$repository/train_imagenet.py" "$repository/examples/demo.yaml" "$base/user/home/user"
+    cp "$repository/examples/demo.yaml" "$base/user/home/user"
     run "$base/user" 'exec su user -c "set -e; cd; python3 -m venv venv; . venv/bin/activate; set -x
         pip install --quiet --find-links /mnt \"ffcv-cropmix[demo]\"
         ffcv-cropmix convert --dataset=digits --split=train --write_path=train.beton
         ffcv-cropmix convert --dataset=digits --split=val --write_path=val.beton
-        python train_imagenet.py --config-file demo.yaml --training.epochs=1 --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=run"'
+        ffcv-cropmix train --config-file demo.yaml --training.epochs=1 --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=run"'
 done

@@ -95,10 +95,11 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         env={**os.environ, "REPOSITORY_URL": repository, "NO_MKDOCS_2_WARNING": "1"},
         check=True,
     )
-    assert f'href="{repository}/blob/HEAD/train_imagenet.py"' in (tmp_path / "ffcv-imagenet/index.html").read_text()
+    assert f'href="{repository}/blob/HEAD/environment.yml"' in (tmp_path / "install/index.html").read_text()
     assert 'href="../../views/"' in (tmp_path / "examples/contrastive/index.html").read_text()
     assert 'href="install/' in (tmp_path / "index.html").read_text()
-    assert "mix_ratio" in (tmp_path / "api/decoders/index.html").read_text()
+    decoders = (tmp_path / "api/decoders/index.html").read_text()
+    assert "mix_ratio" in decoders and "<blockquote>" not in decoders  # which examples become that are not set as code
 
 
 def test_make_has_the_targets() -> None:
