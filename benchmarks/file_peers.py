@@ -25,7 +25,7 @@ class Mixup:
     Args:
         side: of the output, px.
         scale: smallest crop area as a share of the image's.
-        numbers: of crops, to draw from for each image.
+        numbers: numbers of crops; one is sampled for each image.
     """
 
     def __init__(self, side: int, scale: float = SCALE, numbers: Sequence[int] = NUMBERS) -> None:

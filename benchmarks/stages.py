@@ -1,6 +1,6 @@
 """Where the time of one CropMix image goes, in microseconds: `python benchmarks/stages.py --beton FILE...`
 
-One thread, compiled loops over all images of a .beton, drawn with number 234, mixup, inter_aug, half mirrored.
+One thread, compiled loops over all images of a .beton, sampled with number 234, mixup, inter_aug, half mirrored.
 Each loop does one stage more than the one before, on the same plans, and a stage is the difference: what it costs the
 next one in caches is the next one's. FFCV's loader, threads and writing into a batch are not in it.
 """

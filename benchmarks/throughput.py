@@ -250,7 +250,7 @@ def peak_mib(name: str, job: Job) -> float:
     for _ in passes:  # compiles, which takes memory too
         pass
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for _ in passes:
         pass
     return _resident("VmHWM") - before
