@@ -1,7 +1,7 @@
 """What is compared: ways to make the same training images from the same photos, and two limits.
 
-Each peer delivers batches of CropMix's images: two to four crops (sampled for each image) of distinct scales from 1 % of
-the image's area on, bilinear, mixed with mixup, channels permuted, half of them mirrored. Where one does less, its
+Each peer delivers batches of CropMix's images: two to four crops (sampled for each image) of distinct scales from 1 %
+of the image's area on, bilinear, mixed with mixup, channels permuted, half of them mirrored. Where one does less, its
 comment says so. The authors' numbers: scale 0.01, mix_ratio 0.4, number 234. Peers whose label says so make one plain
 crop, RandomResizedCrop's, or two, as contrastive learning takes them.
 """
