@@ -1,1 +1,1 @@
-"""Programs that use the package, each with a card. Run from the repository: python -m examples.NAME."""
+"""Example programs, each with a README. Run them from the repository: python -m examples.NAME."""

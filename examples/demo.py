@@ -1,7 +1,7 @@
-"""make demo: a figure of what CropMix does, and two small trainings, with RandomResizedCrop and with CropMix.
+"""make demo: plot what CropMix does, and train twice on a small set, with RandomResizedCrop and with CropMix.
 
-Uses data that comes with scikit-learn: a photo, and 1,797 scans of handwritten digits. Takes eight minutes on two
-cores. So small a set and so short a training cannot say which is better; that they run, and how fast, they can.
+The data come with scikit-learn: a photo, and 1,797 scans of handwritten digits. It takes eight minutes on two cores. So
+small a set and so short a training show that everything runs, and how fast, but not which augmentation is better.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUNS = {
 
 
 def run(*command: str) -> None:
-    """Run a program of this repository; end with its exit status if it fails."""
+    """Run a program of this repository, and exit with its status if it fails."""
     print("\n$ python " + " ".join(command), flush=True)
     result = subprocess.run([sys.executable, REPOSITORY / command[0], *command[1:]])
     if result.returncode:
@@ -40,7 +40,7 @@ def run(*command: str) -> None:
 
 
 def images_per_second() -> dict[str, float]:
-    """Of each loader alone: medians of passes in turn, without the first, which compiles."""
+    """Measure each loader alone: the median of alternating passes, without the first, which compiles."""
     crops: dict[str, dict[str, Any]] = {
         "RandomResizedCrop": {"number": 1, "scale": 0.08},
         "CropMix": {"number": 2, "scale": 0.25},

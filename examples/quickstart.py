@@ -1,6 +1,6 @@
 """From a folder of images to batches of mixed crops: python examples/quickstart.py [FOLDER]
 
-FOLDER has a folder of images for each class; without one, the two photos that come with scikit-learn are used.
+FOLDER contains one folder of images per class. Without it, the two photos that come with scikit-learn are used.
 """
 
 import subprocess

@@ -101,14 +101,14 @@ def finetune(config: FinetuneConfig) -> None:
 
 
 def create_classifier(config: FinetuneConfig, shape: ModelConfig, classes: int) -> VisionTransformer:
-    """The encoder, the mean over its patches, normalisation and a linear layer."""
+    """Create a classifier: the encoder, the mean over its patches, normalisation and a linear layer."""
     vit = create_vit(shape, num_classes=classes, global_pool="avg", drop_path_rate=config.training.drop_path)
     vit.head = create_head(shape, classes, 2e-5)
     return vit
 
 
 def create_probe(shape: ModelConfig, classes: int) -> VisionTransformer:
-    """The encoder, frozen, batch normalisation of its class token and a linear layer."""
+    """Create a linear probe: the frozen encoder, batch normalisation of its class token and a linear layer."""
     vit = create_vit(shape, num_classes=classes, global_pool="token").requires_grad_(False)
     norm = nn.BatchNorm1d(shape.width, eps=1e-6, affine=False)
     vit.head = nn.Sequential(norm, create_head(shape, classes, 0.01))  # type: ignore[assignment]
@@ -116,7 +116,7 @@ def create_probe(shape: ModelConfig, classes: int) -> VisionTransformer:
 
 
 def create_head(shape: ModelConfig, classes: int, std: float) -> nn.Linear:
-    """A linear layer, its initial weights of that standard deviation."""
+    """Create a linear layer with initial weights of that standard deviation."""
     head = nn.Linear(shape.width, classes)
     nn.init.trunc_normal_(head.weight, std=std)
     nn.init.zeros_(head.bias)
@@ -124,7 +124,7 @@ def create_head(shape: ModelConfig, classes: int, std: float) -> nn.Linear:
 
 
 def create_optimizer(config: FinetuneConfig, network: VisionTransformer) -> torch.optim.Optimizer:
-    """AdamW, the learning rate decayed by layer; or LARS, which adapts to the norms of weights, not of biases."""
+    """Create AdamW with layer-wise learning rate decay, or LARS, which adapts to the norms of weights only."""
     training = config.training
     if training.optimizer == "lars":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -138,7 +138,7 @@ def create_optimizer(config: FinetuneConfig, network: VisionTransformer) -> torc
 def create_val_loader(
     config: FinetuneConfig, shape: ModelConfig, processes: Processes, numbers: Sequence[int] | None = None
 ) -> Loader:
-    """As train_imagenet.py has it, but bicubic."""
+    """Create the loader of centre crops of the validation set, as train_imagenet.py does, but bicubic."""
     side = (shape.resolution, shape.resolution)
     decoder = CenterCropRGBImageDecoder(side, ratio=config.validation.crop_ratio, interpolation="bicubic")
     batch_size = config.validation.batch_size

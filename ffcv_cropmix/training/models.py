@@ -254,7 +254,7 @@ def create_network(
             raise
         first, *_ = str(error).splitlines() or [type(error).__name__]
         raise DataError(
-            f"model.pretrained=1: {arch} has no weights, or they cannot be had: {first}; {_hint(arch)}"
+            f"model.pretrained=1: {arch} has no weights, or they cannot be loaded: {first}; {_hint(arch)}"
         ) from error
     if cifar_stem:
         apply_cifar_stem(network)
@@ -267,7 +267,7 @@ def create_network(
 
 
 def normalization(network: nn.Module, arch: str, *, pretrained: bool) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that images are normalised by, in units of [0, 1]."""
+    """Return the mean and standard deviation that normalise the images, in units of [0, 1]."""
     if arch in _HALF and pretrained:
         return [0.5] * 3, [0.5] * 3
     published: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's
@@ -275,7 +275,7 @@ def normalization(network: nn.Module, arch: str, *, pretrained: bool) -> tuple[l
 
 
 def _hint(arch: str) -> str:
-    """How to get pretrained weights to a machine without a network."""
+    """Explain how to get pretrained weights to a machine without network access."""
     if arch.startswith(_TIMM):
         return "without a network, copy the cache of a machine that has them (HF_HOME)"
     url = torchvision.models.get_model_weights(arch).DEFAULT.url
@@ -305,7 +305,11 @@ def _create_torchvision(arch: str, num_classes: int, pretrained: bool) -> nn.Mod
 
 
 def check_resolutions(model: NormalizedModel, resolutions: Iterable[int]) -> None:
-    """Raise ValueError if the model cannot take images of such a side, px, before hours are spent finding out."""
+    """Check that the model takes square images of these sides, px.
+
+    Raises:
+        ValueError: It does not take one of them.
+    """
     device = model.scale.device
     model.eval()
     for side in sorted(set(resolutions)):
@@ -317,14 +321,17 @@ def check_resolutions(model: NormalizedModel, resolutions: Iterable[int]) -> Non
 
 
 def check_batch(network: nn.Module, images: int, sides: Iterable[int]) -> None:
-    """Raise ValueError if batch normalisation has a single value to normalise, before hours are spent finding out.
+    """Check that batch normalisation has more than one value to normalise.
 
-    It has if there is one image at once, and one pixel left of it. Passes without data show it, on torch's meta device.
+    It has only one for a single image of which one pixel is left. The check uses torch's meta device, without data.
 
     Args:
-        network: to be trained.
-        images: at once, in a process.
-        sides: of the images, px.
+        network: The network to train.
+        images: Images per micro-batch.
+        sides: Sides of the images, px.
+
+    Raises:
+        ValueError: The micro-batch is too small for one of the sides.
     """
     if images > 1 or any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         return
@@ -336,22 +343,27 @@ def check_batch(network: nn.Module, images: int, sides: Iterable[int]) -> None:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"batch normalisation cannot be trained on one image at once of {side} x {side} px: take a larger "
-                "training.batch_size, and a global_batch_size that can be shared equally in parts of at most so many"
+                f"batch normalisation cannot be trained on a single image of {side} x {side} px: use a larger "
+                "training.batch_size, and a global_batch_size that it divides"
             ) from None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = False) -> list[dict[str, Any]]:
-    """Split the parameters into two groups for an optimiser: with and without weight decay.
+    """Split the parameters into two groups for an optimizer: with and without weight decay.
 
-    The rule is timm's: no weight decay on parameters of at most one dimension, on biases, and on those that the
-    network's own `no_weight_decay()` names (patterns allowed), such as tokens and position embeddings. Normalisation
-    layers have none either, whatever their dimensions.
+    As in timm, there is no weight decay on parameters of at most one dimension, on biases, and on parameters that the
+    network's own `no_weight_decay()` names (patterns allowed), such as tokens and position embeddings. Parameters of
+    normalisation layers have none either, whatever their dimensions.
 
     Args:
-        model: a network, or a `NormalizedModel` around one.
-        weight_decay: of the first group; the second one has 0.
-        bn_wd: put all parameters into the first group.
+        model: A network, or a `NormalizedModel` around one.
+        weight_decay: Weight decay of the first group; the second has 0.
+        bn_wd: Put all parameters into the first group.
+
+    Example:
+        >>> decayed, exempt = parameter_groups(nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)), 1e-4)
+        >>> len(decayed["params"]), len(exempt["params"])
+        (1, 3)
     """
     network = model.network if isinstance(model, NormalizedModel) else model
     named: Iterable[str] = getattr(network, "no_weight_decay", list)()
@@ -370,13 +382,21 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, bn_wd: bool = Fal
 
 
 def create_sgd(params: Iterable[Any], lr: float, *, momentum: float, weight_decay: float = 0.0) -> torch.optim.SGD:
-    """Fused SGD whose momentum starts at zero: the first step is the same as torch's.
+    """Create fused SGD whose momentum buffers start at zero, which gives the same first step as torch's.
 
-    Torch allocates the momentum of a fused optimiser at its first step and leaves it uninitialised if a `GradScaler`
-    skips that step, as it does whenever its first scale is too high.
+    torch allocates the momentum of a fused optimizer in its first step, and leaves it uninitialised if a `GradScaler`
+    skips that step, as it does whenever its initial scale is too high.
 
     Args:
-        params: parameters or groups of them, as `torch.optim.SGD` takes them.
+        params: Parameters or parameter groups, as `torch.optim.SGD` takes them.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: L2 penalty of groups that set none.
+
+    Example:
+        >>> optimizer = create_sgd(nn.Linear(2, 3).parameters(), 0.1, momentum=0.9)
+        >>> sorted({key for state in optimizer.state.values() for key in state})
+        ['momentum_buffer']
     """
     optimizer = torch.optim.SGD(params, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups if momentum else ():
@@ -386,16 +406,16 @@ def create_sgd(params: Iterable[Any], lr: float, *, momentum: float, weight_deca
 
 
 def average_weights(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential average of the network's weights and statistics; `decay` is a step's. `module` is the network."""
+    """Create an exponential moving average of weights and statistics, with `decay` per step, in its `module`."""
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def choose_precision(wanted: str | None, device: torch.device) -> str:
-    """What is wanted, else bf16 on a GPU, which needs no scaled losses, and fp32 on the CPU."""
+    """Return the precision: as wanted, or else bf16 on a GPU, which needs no loss scaling, and fp32 on the CPU."""
     return wanted or ("bf16" if device.type == "cuda" else "fp32")
 
 
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass."""
+    """Return the autocast context of a forward pass."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     return torch.autocast(device.type, kind, enabled=precision != "fp32")

@@ -302,7 +302,7 @@ def test_one_image_is_too_few_for_batch_normalisation(
 ) -> None:
     with torch.device("meta"):
         network = create_network(arch, 3)
-    message = f"cannot be trained on one image at once of {refused} x {refused} px: take a larger training.batch_size"
+    message = f"cannot be trained on a single image of {refused} x {refused} px: use a larger training.batch_size"
     with pytest.raises(ValueError, match=message) if refused else nullcontext():
         check_batch(network, images, sides)
 
