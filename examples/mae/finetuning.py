@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig) -> None:
     optimizer = create_optimizer(config, network)
     loss_of = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
     mix = create_mixing(classes, mixup=training.mixup, cutmix=training.cutmix)
-    trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
+    trained = processes.wrap(torch.compile(model, dynamic=False) if training.compile else model)  # type: ignore[arg-type]
     fields = pipelines(create_decoder(config, shape), device)
     loader = training_loader(config.data, fields, batch_size=micro_batch_size, seed=training.seed, processes=processes)
     val_loader = create_val_loader(config, shape, processes, data.val_numbers)

@@ -44,7 +44,7 @@ def pretrain(config: PretrainConfig) -> None:
     model = NormalizedModel(network).to(device)
     groups = parameter_groups(model, training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, training.beta_2), fused=True)
-    trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
+    trained = processes.wrap(torch.compile(model, dynamic=False) if training.compile else model)  # type: ignore[arg-type]
     fields = pipelines(create_decoder(config, config.model), device)
     loader = training_loader(config.data, fields, batch_size=micro_batch_size, seed=seed, processes=processes)
     run = Run(

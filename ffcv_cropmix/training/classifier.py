@@ -59,7 +59,7 @@ def train(config: Config) -> None:
     processes = join(config.data.gpu, config.dist if training.distributed else None)
     device, precision = processes.device, choose_precision(training.precision, processes.device)
     torch.manual_seed(training.seed)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # picks another one each time
 
     # Everything that can be wrong is checked before anything takes long.
     with wrong_options():
@@ -82,7 +82,7 @@ def train(config: Config) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_of = create_loss(training)
     mix = create_mixing(data.num_classes, mixup=training.mixup, cutmix=training.cutmix)
-    trained = processes.wrap(torch.compile(model) if training.compile else model)  # type: ignore[arg-type]
+    trained = processes.wrap(torch.compile(model, dynamic=False) if training.compile else model)  # type: ignore[arg-type]
 
     decoder = create_decoder(config)
     fields = pipelines(decoder, device)

@@ -405,9 +405,33 @@ def create_sgd(params: Iterable[Any], lr: float, *, momentum: float, weight_deca
     return optimizer
 
 
-def average_weights(network: nn.Module, decay: float) -> AveragedModel:
+class WeightAverage(AveragedModel):
+    """An exponential moving average of weights and buffers, as `AveragedModel`, whose updates do not wait for the GPU.
+
+    Torch's own copies its counter of updates to the GPU in each of them, and that waits for all work there.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self._average: Any = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the weights and buffers of `model` to the average."""
+        both = [[*module.parameters(), *module.buffers()] for module in (self.module, model)]
+        if self.n_averaged == 0:  # on the CPU
+            for average, value in zip(*both):
+                average.copy_(value)
+        else:
+            for dtype in {average.dtype for average in both[0]}:
+                averages, values = ([tensor for tensor in side if tensor.dtype == dtype] for side in both)
+                self._average(averages, values, None)
+        self.n_averaged += 1
+
+
+def average_weights(network: nn.Module, decay: float) -> WeightAverage:
     """Create an exponential moving average of weights and statistics, with `decay` per step, in its `module`."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return WeightAverage(network, decay)
 
 
 def choose_precision(wanted: str | None, device: torch.device) -> str:

@@ -13,6 +13,9 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ffcv_cropmix.errors import DataError
 from ffcv_cropmix.training.models import (
@@ -356,3 +359,33 @@ def test_timms_architectures() -> None:
     for wrong, close in (("timm/resnet81", "timm/resnet"), ("timm/resnet18.a1_in2k", "timm/resnet18.a1_in1k")):
         with pytest.raises(ValueError, match=f"timm has no architecture '{wrong}'; close to it: .*{close}"):
             check_arch(wrong)
+
+
+class _OneDevice(TorchDispatchMode):
+    """Fails if an operation has tensors of two devices: on a GPU, that would make the host wait."""
+
+    def __torch_dispatch__(self, function, kinds, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        devices = {leaf.device for leaf in tree_leaves((arguments, result)) if isinstance(leaf, torch.Tensor)}
+        assert len(devices) < 2, f"{function} on {devices}"
+        return result
+
+
+def test_the_average_of_weights_does_not_wait_for_its_device() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).to("meta")  # stands for a GPU
+    average = average_weights(network, 0.9)
+    with _OneDevice():
+        for _ in range(3):
+            average.update_parameters(network)
+
+
+def test_the_average_of_weights_is_torchs() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    expected = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    average = average_weights(network, 0.9)
+    for step in range(3):
+        for tensor in [*network.parameters(), *network.buffers()]:
+            tensor.data += step + 1
+        expected.update_parameters(network)
+        average.update_parameters(network)
+    assert all(torch.equal(average.state_dict()[name], value) for name, value in expected.state_dict().items())
