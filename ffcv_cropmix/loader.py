@@ -57,7 +57,8 @@ class Loader(FFCVLoader):
     - An error anywhere in a pipeline is raised from the `for` loop over the loader; with FFCV the loop hangs.
     - Breaking out of the loop ends the threads of the pass, and torch's number of threads stays as it is.
     - Passes are numbered from 0, and the decoders of this package derive their randomness from that number
-      (`set_epoch`). `state_dict` and `load_state_dict` resume in the middle of a pass.
+      (`set_epoch`). A pass starts, and gets its number, when its first batch is requested: `iter(loader)` alone costs
+      nothing. `state_dict` and `load_state_dict` resume in the middle of a pass.
     - With `distributed`, n batches of n processes hold the same samples as one batch of a single process that is n
       times as large (except in quasi-random order, which depends on the batch size). A `seed` of None is sampled by
       process 0 and shared. All processes get the same number of samples: `drop_last=True` leaves out the last few, and
@@ -333,6 +334,14 @@ class Loader(FFCVLoader):
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
     def __iter__(self) -> Pass:
+        return Pass(self)
+
+    def next_pass(self) -> tuple[np.ndarray, int, int]:
+        """Number the next pass and prepare the decoders for it.
+
+        Returns:
+            The rows of the samples it still has to read, in order; its epoch; the number of its first batch.
+        """
         check_threads()
         Compiler.num_threads = self.num_workers
         epoch, first = self.next_epoch, self._first_batch
@@ -345,7 +354,7 @@ class Loader(FFCVLoader):
                 set_epoch(epoch)
         self.set_epoch(epoch + 1)
         self.position = (epoch, first)
-        return Pass(self, order, epoch, first)
+        return order, epoch, first
 
     def _warn_of_memory(self) -> None:
         """Warn if the buffers of batches take much of the machine's memory."""

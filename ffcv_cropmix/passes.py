@@ -28,19 +28,28 @@ class _PassThread(threading.Thread):
     consumer asks for the next one.
     """
 
-    def __init__(self, loader: Loader, order: np.ndarray) -> None:
+    def __init__(self, loader: Loader) -> None:
         super().__init__(daemon=True, name="ffcv_cropmix pass")
         self.loader = loader
         self.failure: BaseException | None = None
-        self._batches = [order[start : start + loader.batch_size] for start in range(0, len(order), loader.batch_size)]
-        slots = loader.batches_ahead + 2
-        self._memory = loader.graph.allocate_memory(loader.batch_size, slots)
-        self._slots, self._streams = slots, SlotStreams(slots, [*self._memory["operation"].values()])
         self._held: int | None = None
         """The slot in the consumer's hands"""
         self._ready: deque[tuple[int, tuple[Any, ...]]] = deque()
         self._changed = threading.Condition()
         self._stopped = self._ended = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the pass was neither started nor closed."""
+        return self.ident is None and not self._stopped
+
+    def begin(self, order: np.ndarray) -> None:
+        """Start computing the batches of these rows."""
+        loader = self.loader
+        self._batches = [order[start : start + loader.batch_size] for start in range(0, len(order), loader.batch_size)]
+        slots = loader.batches_ahead + 2
+        self._memory = loader.graph.allocate_memory(loader.batch_size, slots)
+        self._slots, self._streams = slots, SlotStreams(slots, [*self._memory["operation"].values()])
         self._storage = loader.memory_manager.schedule_epoch(self._batches)
         self._storage.__enter__()
         self.start()
@@ -129,24 +138,29 @@ class _PassThread(threading.Thread):
             self._stopped = True
             self._ready.clear()
             self._changed.notify_all()
-        if threading.current_thread() is not self:  # garbage is collected in any thread
+        if self.ident is not None and threading.current_thread() is not self:  # garbage is collected in any thread
             self.join(patience)
 
 
 class Pass(Iterator[tuple[Any, ...]]):
     """One pass over a `Loader`, an iterator over its batches.
 
+    The pass starts, and gets its epoch number, when its first batch is requested. Lightning calls `iter` to check
+    that a loader is iterable, and before it restores the loader's state: neither call may start or count a pass.
+
     A running thread is never collected, but this handle is: dropping it ends the pass.
     """
 
-    def __init__(self, loader: Loader, order: np.ndarray, epoch: int, first_batch: int) -> None:
-        self._thread = _PassThread(loader, order)
+    def __init__(self, loader: Loader) -> None:
+        self._thread = _PassThread(loader)
         self._loader = loader
-        self.epoch, self.batch = epoch, first_batch
         self.close = weakref.finalize(self, self._thread.close)
         """End the pass and its threads now; dropping the last reference does so too."""
 
     def __next__(self) -> tuple[Any, ...]:
+        if self._thread.waits:
+            order, self.epoch, self.batch = self._loader.next_pass()
+            self._thread.begin(order)
         try:
             batch = self._thread.next_batch()
         except KeyboardInterrupt:

@@ -189,6 +189,31 @@ def test_stop_iteration_in_a_pipeline_is_a_failure(betons) -> None:
         next(iter(_labels(betons["raw"], Stage(stop, False), ToTensor())))
 
 
+def test_a_pass_begins_with_its_first_batch(betons) -> None:
+    begun = []
+
+    def count(batch, _):
+        begun.append(batch[0, 0])
+        return batch
+
+    loader = _labels(betons["raw"], Stage(count, False), ToTensor())
+    threads = threading.active_count()
+    iter(loader)
+    first, second, closed = iter(loader), iter(loader), iter(loader)
+    time.sleep(0.1)
+    assert (begun, threading.active_count()) == ([], threads)
+    loader.load_state_dict({**loader.state_dict(), "epoch": 4, "batch": 2})
+    assert next(first)[0][0, 0] == 8
+    assert loader.position == (4, 3)
+    loader.set_epoch(7)
+    next(second)
+    assert loader.position == (7, 1)
+    closed.close()
+    with pytest.raises(StopIteration):
+        next(closed)
+    assert loader.next_epoch == 8
+
+
 def test_a_pass_ends_once(betons) -> None:
     loader = _labels(betons["raw"], ToTensor(), drop_last=False)
     batches = iter(loader)

@@ -71,4 +71,4 @@ def test_a_file_that_was_replaced_or_cut_off_is_named(betons, tmp_path: Path, mo
         next(iter(loader))
     Path(shutil.copy(betons["raw"], tmp_path / "y.beton")).replace(tmp_path / "x.beton")
     with pytest.raises(DataError, match=r"x.beton was replaced after the loader had opened it: make a new loader"):
-        iter(loader)
+        next(iter(loader))
