@@ -30,7 +30,7 @@ from ffcv_cropmix.plan import sampling_options
 
 HEADER, DECODE, PLAN, RENDER = range(4)
 LOOPS = ("vertical", "transpose", "horizontal", "finish")
-STAGES = ("JPEG header", "JPEG decode", "plan: draw, collapse", "coefficients", *LOOPS)
+STAGES = ("JPEG header", "JPEG decode", "plan: sample, collapse", "coefficients", *LOOPS)
 _new_scratch, _new_buffers = entry(rendering.new_scratch), entry(turbojpeg.new_buffers)
 
 
@@ -41,8 +41,12 @@ def _nothing(*arguments):
 
 def render_of(loops: tuple[str, ...]) -> Any:
     """`render` with only these of its loops over pixels."""
-    left_out = dict.fromkeys(set(LOOPS) - set(loops), _nothing)
-    return jit(FunctionType(rendering.render.__code__, {**rendering.render.__globals__, **left_out}))
+    globals_ = {**vars(rendering), **dict.fromkeys(set(LOOPS) - set(loops), _nothing)}
+
+    def without(function: Any) -> Any:
+        return FunctionType(function.__code__, globals_)
+
+    return without(rendering.renderer)(rendering.prepare_rgb, jit(without(rendering._resample)))
 
 
 def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
@@ -67,7 +71,7 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
                 number, flip = sample(options, k, 0, 0, height, width, out.shape[0], out.shape[1], plan)
                 count = collapse(plan, number, MIXUP, out.shape[0], out.shape[1], layers)
                 if last >= RENDER:
-                    render(pixels, width, layers, count, MIXUP, flip, BILINEAR, out, scratch)
+                    render(pixels, width, layers, count, flip, BILINEAR, out, scratch)
 
     return loop
 

@@ -58,7 +58,7 @@ def _int(number):
 
 
 @jit
-def _new_nothing(interpolation, height, width, output_height, output_width):
+def _new_nothing(scratch, interpolation, height, width, output_height, output_width):
     """In the place of `new_planes_scratch` where no planes are rendered: spares its compilation."""
     return ()
 
@@ -94,8 +94,8 @@ class Specialization(NamedTuple):
     """The type of its options."""
     dct: bool
     """Whether the field has coefficients; else JPEGs and raw images."""
-    bicubic: bool
-    """Bilinear and area are of one compilation."""
+    two_pass: bool
+    """Whether the filter has negative lobes. All filters with and all without share one compilation."""
     decode: Decode
 
 
@@ -124,7 +124,7 @@ def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
         read_image: (data, height, width, box, buffers) to an error code or 0, and whether buffers.pixels are planes,
             which buffers.layout describes, or RGB rows. The box says which pixels are needed.
     """
-    planar = kind.decode == "ycbcr" and not kind.bicubic
+    planar = kind.decode == "ycbcr" and not kind.two_pass
     if kind.dct:
 
         @jit
@@ -188,9 +188,9 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
             return 0, or a key of CAUSES.
     """
     sample_layers, dct = kind.sample_layers, kind.dct
-    new_scratch, render = kernels_of(kind.bicubic)
+    new_scratch, render = kernels_of(kind.two_pass)
     new_buffers, destroy_buffers, read_image = _readers(kind)
-    planar, boxed = kind.decode == "ycbcr" and not kind.bicubic, dct or kind.decode != "rgb"
+    planar, boxed = kind.decode == "ycbcr" and not kind.two_pass, dct or kind.decode != "rgb"
     new_planes = new_planes_scratch if planar else _new_nothing
     coded = DCT if dct else JPG
 
@@ -203,11 +203,12 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
             width = max(width, _int(field["width"]))
             if field["mode"] == JPG:
                 area = max(area, (_int(field["height"]) + 1) * (_int(field["width"]) + 1))
+        scratch = new_scratch(interpolation, height, width, output_height, output_width)
         return Workspace(
             new_layers(),
             sampling.new_plan_arrays(),
-            new_scratch(interpolation, height, width, output_height, output_width),
-            new_planes(interpolation, height, width, output_height, output_width),
+            scratch,
+            new_planes(scratch, interpolation, height, width, output_height, output_width),
             np.empty(4, np.int64),
             new_buffers(height, width, area, largest_file),
         )
@@ -229,7 +230,7 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
                 box[0], box[1], box[2], box[3] = height, width, 0, 0
                 for view in range(len(options)):
                     size = places[view, 1], places[view, 2]
-                    count, _, _ = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
+                    count, _ = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
                     pixels_needed(layers, count, interpolation, *size, box)
             code, planes = read_image(data, height, width, box, image)
         elif mode == RAW and not dct:
@@ -243,24 +244,13 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
                 out[:] = 0
                 continue
             output_height, output_width, _ = out.shape
-            count, operation, flip = sample_layers(
+            count, flip = sample_layers(
                 options[view], index, epoch, view, height, width, output_height, output_width, plan, layers
             )
             if planar and planes:
-                render_planes(
-                    pixels,
-                    image.layout,
-                    layers,
-                    count,
-                    operation,
-                    flip,
-                    interpolation,
-                    out,
-                    workspace.scratch,
-                    workspace.planes,
-                )
+                render_planes(pixels, image.layout, layers, count, flip, interpolation, out, workspace.planes)
             else:
-                render(pixels, width, layers, count, operation, flip, interpolation, out, workspace.scratch)
+                render(pixels, width, layers, count, flip, interpolation, out, workspace.scratch)
         return code
 
     sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])

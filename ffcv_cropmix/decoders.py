@@ -16,7 +16,7 @@ from .ffcv_compat import Operation as FFCVOperation
 from .fields import DCTImageField
 from .functional import Interpolation, interpolation_number
 from .kernels import sampling
-from .kernels.coefficients import BICUBIC
+from .kernels.coefficients import NEGATIVE_LOBES
 from .kernels.jit import jit
 from .kernels.layers import collapse, set_layer
 from .plan import Operation, check_size, sampling_options
@@ -61,7 +61,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
 
     _sample_layers: Any
     """Compiled: (options, index, epoch, view, height, width, output height, output width, plan, layers) ->
-    (number of layers, sampling.MIXUP or CUTMIX, flip); fills `layers`, may use `plan`."""
+    (number of layers, flip); fills `layers`, may use `plan`."""
     _options: np.ndarray
     """What `_sample_layers` gets as its options: an element for each view."""
     _places: Any = staticmethod(images_apart)
@@ -138,7 +138,9 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         # Called at each pass: cheap.
         options, interpolation, raises = self._options, self._interpolation, self._on_error == "raise"
         dct = isinstance(self.field, DCTImageField)
-        kind = Specialization(self._sample_layers, numba.typeof(options), dct, interpolation == BICUBIC, self._decode)
+        kind = Specialization(
+            self._sample_layers, numba.typeof(options), dct, NEGATIVE_LOBES[interpolation], self._decode
+        )
         loop = compile_loop(self.memory_read, CHECKSUM in self.metadata.dtype.names, kind)
         threads = Compiler.num_threads  # of the loader
         places_of, result = self._places, self._result
@@ -184,7 +186,7 @@ def records(options: Sequence[sampling.SamplingOptions]) -> np.ndarray:
 def sample_cropmix(options, index, epoch, view, height, width, output_height, output_width, plan, layers):
     number, flip = sampling.sample(options, index, epoch, view, height, width, output_height, output_width, plan)
     count = collapse(plan, number, options.operation, output_height, output_width, layers)
-    return count, options.operation, flip
+    return count, flip
 
 
 class CropMixRGBImageDecoder(_OneImageDecoder):
@@ -275,7 +277,7 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
 def _sample_center_crop(ratio, index, epoch, view, height, width, output_height, output_width, plan, layers):
     sampling.center_crop(height, width, ratio, plan.crops[0])
     set_layer(layers, 0, plan.crops[0], output_height, output_width)
-    return 1, sampling.MIXUP, False
+    return 1, False
 
 
 class CenterCropRGBImageDecoder(_OneImageDecoder):

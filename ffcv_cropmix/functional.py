@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .kernels.bicubic import new_bicubic_scratch, render_bicubic
-from .kernels.coefficients import AREA, BICUBIC, BILINEAR
+from .kernels.coefficients import AREA, BICUBIC, BILINEAR, NEGATIVE_LOBES
 from .kernels.jit import entry
 from .kernels.layers import collapse, new_layers
 from .kernels.render import new_scratch, render
+from .kernels.two_pass import new_two_pass_scratch, render_two_pass
 from .plan import OPERATIONS, MixPlan, check_size
 
 INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": BICUBIC, "area": AREA}
@@ -25,14 +25,18 @@ def interpolation_number(interpolation: str) -> int:
     return INTERPOLATIONS[interpolation]
 
 
-def kernels_of(bicubic: bool) -> tuple[Any, Any]:
-    """(new_scratch, render), of the same arguments for all filters."""
-    return (new_bicubic_scratch, render_bicubic) if bicubic else (new_scratch, render)
+def kernels_of(two_pass: bool) -> tuple[Any, Any]:
+    """Return (new_scratch, render), with the same arguments for all filters.
+
+    Args:
+        two_pass: for filters with negative lobes, `NEGATIVE_LOBES`.
+    """
+    return (new_two_pass_scratch, render_two_pass) if two_pass else (new_scratch, render)
 
 
 @cache
-def _compile(bicubic: bool) -> Any:
-    new_scratch, render = kernels_of(bicubic)
+def _compile(two_pass: bool) -> Any:
+    new_scratch, render = kernels_of(two_pass)
 
     @entry
     def compiled(pixels, height, width, plan, number, operation, flip, interpolation, out):
@@ -40,7 +44,7 @@ def _compile(bicubic: bool) -> Any:
         layers = new_layers()
         count = collapse(plan, number, operation, output_height, output_width, layers)
         scratch = new_scratch(interpolation, height, width, output_height, output_width)
-        render(pixels, width, layers, count, operation, flip, interpolation, out, scratch)
+        render(pixels, width, layers, count, flip, interpolation, out, scratch)
 
     return compiled
 
@@ -83,5 +87,5 @@ def cropmix(
     pixels.setflags(write=False)  # one type, one compilation: see kernels.jit.as_readonly
     out = np.empty((height, width, 3), np.uint8)
     arguments = (plan.pack((height, width)), len(plan.crops), OPERATIONS[plan.operation], plan.flip, number)
-    _compile(number == BICUBIC)(pixels, *image.shape[:2], *arguments, out)
+    _compile(NEGATIVE_LOBES[number])(pixels, *image.shape[:2], *arguments, out)
     return out

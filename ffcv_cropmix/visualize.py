@@ -8,7 +8,7 @@ the decoder mixes them with the same options, seed and epoch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ from .data.images import decode_rgb, read
 from .data.replacing import replacing
 from .errors import DataError, printable, run_program, wrong_options
 from .functional import Interpolation, cropmix
+from .kernels.layers import Layers, new_layers, stack
+from .kernels.vectors import ADD
 from .options import inline, option, parse_options, require
-from .plan import OPERATIONS, MixPlan, Operation, Permutation, sample_plan
+from .plan import OPERATIONS, MixPlan, Operation, sample_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,43 +51,42 @@ class Sheet:
     title: str = ""
 
 
+def visible_layers(plan: MixPlan, output_size: tuple[int, int]) -> Layers:
+    """Return the layers of a mixed image, the lowest first: what is visible of each crop, however faint.
+
+    Their `crops` begin with the number of the crop; the rest of a row has no meaning. Crops that cutmix covers at once
+    have no layer.
+    """
+    numbered = replace(plan, crops=[(number, 0, 1, 1) for number in range(len(plan.crops))])
+    layers = new_layers()
+    count = stack(numbered.pack(output_size), len(plan.crops), OPERATIONS[plan.operation], *output_size, layers)
+    return Layers(*(array[:count] for array in layers))
+
+
 def crop_shares(plan: MixPlan, output_size: tuple[int, int]) -> np.ndarray:
-    """Share of each crop in each pixel of the mixed image, float64 (height, width, crops), sum 1."""
+    """Return the share of each crop in each pixel of the mixed image, float64 (height, width, crops), sum 1."""
+    layers = visible_layers(plan, output_size)
     shares = np.zeros((*output_size, len(plan.crops)))
-    shares[:, :, 0] = 1
-    for step in range(len(plan.crops) - 1):
-        crop = np.zeros_like(shares)
-        crop[:, :, step + 1] = 1
-        if plan.operation == "mixup":
-            shares = plan.lams[step] * shares + (1 - plan.lams[step]) * crop
-            continue
-        row0, col0, row1, col1 = plan.boxes[step]
-        below, above = (shares, crop) if plan.paste_next[step] else (crop, shares)
-        shares = below.copy()
-        shares[row0:row1, col0:col1] = above[row0:row1, col0:col1]
+    for (crop, *_), weight, _, (row0, col0, row1, col1), blend in zip(*layers, strict=True):
+        region = shares[row0:row1, col0:col1]
+        region *= blend == ADD
+        region[:, :, crop] += weight
     return shares[:, ::-1] if plan.flip else shares
-
-
-def crop_permutations(plan: MixPlan) -> list[Permutation]:
-    """What has become of each crop's channels in the mixed image: out[..., c] = crop[..., p[c]]."""
-    found: list[Permutation] = [(0, 1, 2)]
-    for step, permutation in enumerate(plan.permutations or [(0, 1, 2)] * (len(plan.crops) - 1)):
-        first, second, third = permutation
-        of_next = plan.lams[step] > 0.5 if plan.operation == "mixup" else plan.paste_next[step]
-        if of_next:
-            found.append(permutation)
-        else:
-            found = [*((p[first], p[second], p[third]) for p in found), (0, 1, 2)]
-    return found
 
 
 def crop_images(
     image: np.ndarray, plan: MixPlan, output_size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> list[np.ndarray]:
-    """Resize each crop, with the mirroring and channel order of the mixed image: uint8 (height, width, 3) each."""
+    """Resize each crop alone, mirrored and with its channels in the order that they have in the mixed image.
+
+    Returns:
+        uint8 (height, width, 3) for each crop. A crop of which nothing is visible keeps its order of channels.
+    """
+    layers = visible_layers(plan, output_size)
+    orders = dict(zip(layers.crops[:, 0].tolist(), layers.permutations.tolist(), strict=True))
     alone = (MixPlan(crops=[crop], flip=plan.flip) for crop in plan.crops)
     rendered = (cropmix(image, one, output_size, interpolation) for one in alone)
-    return [crop[:, :, list(p)] for crop, p in zip(rendered, crop_permutations(plan), strict=True)]
+    return [crop[:, :, orders.get(k, [0, 1, 2])] for k, crop in enumerate(rendered)]
 
 
 def strips(
@@ -186,7 +187,7 @@ def _plot_plan(
     used = 1 + len(crops)
     if len(crops) > 1:
         mix = cropmix(image, plan, output_size, interpolation)
-        _plot_mix(places[used], mix, shares if plan.operation == "cutmix" else None)
+        _plot_mix(places[used], mix, None if ADD in visible_layers(plan, output_size).blends else shares)
         used += 1
     for unused in places[used:]:
         unused.set_axis_off()

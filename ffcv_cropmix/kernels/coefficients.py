@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 
-from .jit import jit
+from .jit import jit, uncounted
 
 BILINEAR, BICUBIC, AREA = range(3)
-SUPPORT = (1.0, 2.0, 1.0)  # px at scale 1, to each side; area where it enlarges is bilinear
+SUPPORT = (1.0, 2.0, 1.0)  # px at scale 1, to each side; area is bilinear where it enlarges
+NEGATIVE_LOBES = (
+    False,
+    True,
+    False,
+)  # a filter with negative weights is rendered by `two_pass`, the others by `render`
 
 FULL = 65536  # a weight of 1
 
@@ -34,7 +39,7 @@ def table_size(interpolation, largest_height, largest_width, output_height, outp
     )
 
 
-@jit
+@uncounted
 def window(interpolation, position, size, output_size):
     """(first input, number of inputs, at least 1) of an output position."""
     scale = size / output_size
@@ -50,7 +55,7 @@ def window(interpolation, position, size, output_size):
     return first, max(min(last, size) - first, 1)
 
 
-@jit
+@uncounted
 def weight(interpolation, position, k, size, output_size):
     """Weight, not normalised, of input k in an output position."""
     scale = size / output_size
@@ -66,7 +71,7 @@ def weight(interpolation, position, k, size, output_size):
     return max(1.0 - x, 0.0)
 
 
-@jit
+@uncounted
 def fill_coefficients(interpolation, size, output_size, share, starts, coefficients):
     """Fill the uint16 coefficients of each output position; return their number, the same for all.
 
@@ -74,7 +79,7 @@ def fill_coefficients(interpolation, size, output_size, share, starts, coefficie
         size, output_size: of the crop's and the output's side, px.
         share: what each position's coefficients add up to, at most FULL; 1/65536.
         starts: int32 (output_size,), first input of each position.
-        coefficients: uint16 (output_size * taps,); BICUBIC has negative ones and is not for this.
+        coefficients: uint16 (output_size * taps,); not for filters with negative lobes.
     """
     taps = 1
     for position in range(output_size):

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .idct import _I16, _I32, _LONGS, _WORDS, _interleave, _saturate, _weave, _weighted_pairs
-from .vectors import _INDEX, _U8, _compiles, _constant, _index, _load, _shuffle, _splat, _store
+from .llvm import INDEX, U8, compiles, constant, index, load, shuffle, splat, store
 
 PIXELS, GROUP = 32, 16  # at a time
 
@@ -53,65 +53,65 @@ def ycbcr_to_rgb(samples, luma, blue, red, pixels, start, count):
     pixels[start : start + 3 * count] = np.clip(np.stack(channels, axis=1), 0, 255).ravel()
 
 
-@_compiles(blend_rows)
+@compiles(blend_rows)
 def _emit_blend_rows(builder, samples, near, far, near_weight, far_weight, sums, start, count):
     sums = builder.gep(sums, [start])
     rows = [builder.gep(samples, [at]) for at in (near, far)]
-    weights = [_splat(builder, builder.trunc(weight, _I16), GROUP) for weight in (near_weight, far_weight)]
-    with cgutils.for_range_slice(builder, _index(0), count, _index(GROUP), _INDEX) as (column, _):
-        values = [builder.zext(_load(builder, row, column, GROUP), _WORDS) for row in rows]
-        _store(builder, builder.add(*(builder.mul(*both) for both in zip(values, weights))), sums, column)
+    weights = [splat(builder, builder.trunc(weight, _I16), GROUP) for weight in (near_weight, far_weight)]
+    with cgutils.for_range_slice(builder, index(0), count, index(GROUP), INDEX) as (column, _):
+        values = [builder.zext(load(builder, row, column, GROUP), _WORDS) for row in rows]
+        store(builder, builder.add(*(builder.mul(*both) for both in zip(values, weights))), sums, column)
 
 
-@_compiles(widen)
+@compiles(widen)
 def _emit_widen(builder, sums, start, bits, before, after, samples, target, count):
     sums, target = builder.gep(sums, [start]), builder.gep(samples, [target])
-    bits, before, after = (_splat(builder, builder.trunc(value, _I16), GROUP) for value in (bits, before, after))
-    with cgutils.for_range_slice(builder, _index(0), count, _index(GROUP), _INDEX) as (column, _):
-        left, middle, right = (_load(builder, sums, builder.add(column, _index(k)), GROUP) for k in (-1, 0, 1))
-        middle = builder.mul(middle, _constant(_WORDS, 3))
+    bits, before, after = (splat(builder, builder.trunc(value, _I16), GROUP) for value in (bits, before, after))
+    with cgutils.for_range_slice(builder, index(0), count, index(GROUP), INDEX) as (column, _):
+        left, middle, right = (load(builder, sums, builder.add(column, index(k)), GROUP) for k in (-1, 0, 1))
+        middle = builder.mul(middle, constant(_WORDS, 3))
         first, second = (
             builder.lshr(builder.add(builder.add(middle, side), rounding), bits)
             for side, rounding in ((left, before), (right, after))
         )
-        both = builder.or_(first, builder.shl(second, _constant(_WORDS, 8)))
-        pairs = builder.bitcast(both, ir.VectorType(_U8, 2 * GROUP))
-        _store(builder, pairs, target, builder.mul(column, _index(2)))
+        both = builder.or_(first, builder.shl(second, constant(_WORDS, 8)))
+        pairs = builder.bitcast(both, ir.VectorType(U8, 2 * GROUP))
+        store(builder, pairs, target, builder.mul(column, index(2)))
 
 
 def _emit_convert(builder: Any, y: Any, b: Any, r: Any) -> list[Any]:
     """RGB of 16 lanes of int16, not clipped."""
 
     def moved(value: Any, shift: Any, bits: int) -> Any:
-        return builder.bitcast(shift(builder.bitcast(value, _LONGS), _constant(_LONGS, bits)), _WORDS)
+        return builder.bitcast(shift(builder.bitcast(value, _LONGS), constant(_LONGS, bits)), _WORDS)
 
     def times(value: Any, factors: tuple[int, int, int]) -> Any:
-        value = builder.add(builder.mul(value, _constant(_WORDS, factors[0])), _constant(_WORDS, factors[1]))
+        value = builder.add(builder.mul(value, constant(_WORDS, factors[0])), constant(_WORDS, factors[1]))
         wide = ir.VectorType(_I32, 16)
-        product = builder.mul(builder.sext(value, wide), _constant(wide, factors[2]))
-        return builder.trunc(builder.lshr(product, _constant(wide, 16)), _WORDS)  # vpmulhw
+        product = builder.mul(builder.sext(value, wide), constant(wide, factors[2]))
+        return builder.trunc(builder.lshr(product, constant(wide, 16)), _WORDS)  # vpmulhw
 
-    b, r = (builder.sub(value, _constant(_WORDS, 128)) for value in (b, r))
+    b, r = (builder.sub(value, constant(_WORDS, 128)) for value in (b, r))
     # Blue and red of even and of odd pixels as pairs of lanes: cheaper than to interleave them.
     pairs = _weave(builder, b, moved(r, builder.shl, 16)), _weave(builder, moved(b, builder.lshr, 16), r)
     even, odd = (
-        builder.add(_weighted_pairs(builder, pair, GREEN_OF_BLUE, GREEN_OF_RED), _constant(_LONGS, 2**14))
+        builder.add(_weighted_pairs(builder, pair, GREEN_OF_BLUE, GREEN_OF_RED), constant(_LONGS, 2**14))
         for pair in pairs
     )
     green = _weave(builder, moved(even, builder.lshr, 15), moved(odd, builder.shl, 1))
     return [builder.add(y, part) for part in (times(r, RED), green, builder.add(b, times(b, BLUE)))]
 
 
-@_compiles(ycbcr_to_rgb)
+@compiles(ycbcr_to_rgb)
 def _emit_ycbcr_to_rgb(builder, samples, luma, blue, red, pixels, start, count):
     sources = [builder.gep(samples, [at]) for at in (luma, blue, red)]
     pixels = builder.gep(pixels, [start])
-    zero = _constant(ir.VectorType(_U8, PIXELS), 0)
-    with cgutils.for_range_slice(builder, _index(0), count, _index(PIXELS), _INDEX) as (column, _):
-        halves = zip(*(_interleave(builder, _load(builder, source, column, PIXELS), zero) for source in sources))
+    zero = constant(ir.VectorType(U8, PIXELS), 0)
+    with cgutils.for_range_slice(builder, index(0), count, index(PIXELS), INDEX) as (column, _):
+        halves = zip(*(_interleave(builder, load(builder, source, column, PIXELS), zero) for source in sources))
         channels = [_emit_convert(builder, *(builder.bitcast(half, _WORDS) for half in planes)) for planes in halves]
-        red, green, blue = (_saturate(builder, low, high, 0, 255, _U8) for low, high in zip(*channels))
-        first = _shuffle(builder, red, green, list(range(2 * PIXELS)))
-        second = _shuffle(builder, blue, blue, list(range(2 * PIXELS)))
+        red, green, blue = (_saturate(builder, low, high, 0, 255, U8) for low, high in zip(*channels))
+        first = shuffle(builder, red, green, list(range(2 * PIXELS)))
+        second = shuffle(builder, blue, blue, list(range(2 * PIXELS)))
         lanes = [channel * PIXELS + pixel for pixel in range(PIXELS) for channel in range(3)]
-        _store(builder, _shuffle(builder, first, second, lanes), pixels, builder.mul(column, _index(3)))
+        store(builder, shuffle(builder, first, second, lanes), pixels, builder.mul(column, index(3)))

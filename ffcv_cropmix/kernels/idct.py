@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from .vectors import _INDEX, _U8, _compiles, _constant, _index, _load, _shuffle, _splat, _store
+from .llvm import INDEX, U8, compiles, constant, index, load, shuffle, splat, store
 
 SHORT = 10  # zigzag positions 0 to 9 lie in the upper left 4 x 4 coefficients of a block
 FIRST_SHIFT, SECOND_SHIFT = 11, 18  # after the columns, which keep 2 bits more; after the rows
@@ -74,7 +74,7 @@ def _unpack(size: int, high: bool, group: int) -> list[int]:
 
 def _interleave(builder: Any, first: Any, second: Any, group: int = 1) -> list[Any]:
     size = first.type.count // 2
-    return [_shuffle(builder, first, second, _unpack(size, high, group)) for high in (False, True)]
+    return [shuffle(builder, first, second, _unpack(size, high, group)) for high in (False, True)]
 
 
 def _weighted_pairs(builder: Any, pairs: Any, first: int, second: int) -> Any:
@@ -83,8 +83,8 @@ def _weighted_pairs(builder: Any, pairs: Any, first: int, second: int) -> Any:
     products = builder.mul(builder.sext(pairs, wide), ir.Constant(wide, [first, second] * (wide.count // 2)))
     lanes = range(0, wide.count, 2)
     return builder.add(
-        _shuffle(builder, products, products, list(lanes)),
-        _shuffle(builder, products, products, [k + 1 for k in lanes]),
+        shuffle(builder, products, products, list(lanes)),
+        shuffle(builder, products, products, [k + 1 for k in lanes]),
     )
 
 
@@ -92,9 +92,9 @@ def _saturate(builder: Any, first: Any, second: Any, low: int, high: int, kind: 
     """The two blocks of lanes of each vector, in turn, clipped to bounds and to the width of `kind`: vpackuswb."""
     size = first.type.count // 2
     lanes = [side * 2 * size + group * size + k for group in (0, 1) for side in (0, 1) for k in range(size)]
-    both = _shuffle(builder, first, second, lanes)
+    both = shuffle(builder, first, second, lanes)
     for relation, limit in ((">", low), ("<", high)):
-        limits = _constant(both.type, limit)
+        limits = constant(both.type, limit)
         both = builder.select(builder.icmp_signed(relation, both, limits), both, limits)
     return builder.trunc(both, ir.VectorType(kind, both.type.count))
 
@@ -112,20 +112,20 @@ def _emit_two(builder: Any, pairs: list[list[Any]], k: int, rounding: int) -> tu
 
     even, odd = total(pairs[0], EVEN[k]), total(pairs[1], ODD[k])
     if rounding:
-        even = builder.add(even, _constant(even.type, rounding))
+        even = builder.add(even, constant(even.type, rounding))
     return builder.add(even, odd), builder.sub(even, odd)
 
 
 def _weave(builder: Any, first: Any, second: Any) -> Any:
     """The even lanes of the one, the odd lanes of the other: vpblendw, which is cheaper than to move lanes."""
-    return _shuffle(builder, first, second, [16 * (lane % 2) + lane for lane in range(16)])
+    return shuffle(builder, first, second, [16 * (lane % 2) + lane for lane in range(16)])
 
 
 def _shift_and_weave(builder: Any, first: Any, second: Any, shift: int) -> Any:
     """Both, shifted right and cut to int16, in turn: first[0], second[0], first[1], ..."""
     up = shift - 16
-    second = builder.ashr(second, _constant(_LONGS, up)) if up > 0 else builder.shl(second, _constant(_LONGS, -up))
-    first = builder.ashr(first, _constant(_LONGS, shift))
+    second = builder.ashr(second, constant(_LONGS, up)) if up > 0 else builder.shl(second, constant(_LONGS, -up))
+    first = builder.ashr(first, constant(_LONGS, shift))
     return _weave(builder, *(builder.bitcast(part, _WORDS) for part in (first, second)))
 
 
@@ -141,24 +141,24 @@ def _emit_whole(builder: Any, inputs: list[Any], rounding: int, shift: int) -> l
     return outputs
 
 
-@_compiles(inverse_dct)
+@compiles(inverse_dct)
 def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, offset, stride):
     plane = builder.gep(plane, [offset])
-    places = [builder.mul(stride, _index(row)) for row in range(8)]
+    places = [builder.mul(stride, index(row)) for row in range(8)]
     twice = [*range(8), *range(8)]
 
-    def load(block: Any, row: int) -> Any:
-        first, second = (_load(builder, coefficients, builder.add(block, _index(64 * k + 8 * row)), 8) for k in (0, 1))
-        weights = _load(builder, quantisation, _index(8 * row), 8)
-        both = _shuffle(builder, first, second, list(range(16)))
-        return builder.mul(both, _shuffle(builder, weights, weights, twice))
+    def inputs_of(block: Any, row: int) -> Any:
+        first, second = (load(builder, coefficients, builder.add(block, index(64 * k + 8 * row)), 8) for k in (0, 1))
+        weights = load(builder, quantisation, index(8 * row), 8)
+        both = shuffle(builder, first, second, list(range(16)))
+        return builder.mul(both, shuffle(builder, weights, weights, twice))
 
     def rows(columns: list[Any], column: Any) -> None:
         """The second pass, and the stores."""
         columns = [columns[WOVEN.index(k)] for k in range(len(columns))] if len(columns) == 8 else columns
-        columns[0] = builder.add(columns[0], _constant(_WORDS, BIAS))
+        columns[0] = builder.add(columns[0], constant(_WORDS, BIAS))
         samples = _emit_whole(builder, columns, 0, SECOND_SHIFT)
-        packed = [_saturate(builder, samples[k], samples[k + 4], 0, 255, _U8) for k in range(4)]
+        packed = [_saturate(builder, samples[k], samples[k + 4], 0, 255, U8) for k in range(4)]
         pairs = [_interleave(builder, packed[k], packed[k + 1]) for k in (0, 2)]
         fours = [_interleave(builder, first, second, 2) for first, second in zip(*pairs)]  # [columns 0, 4 and on][rows]
         eights = [vector for first, second in zip(*fours) for vector in _interleave(builder, first, second, 4)]
@@ -166,25 +166,24 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
             for side in (0, 1):
                 lanes = [16 * block + 8 * side + lane for block in (0, 1) for lane in range(8)]
                 place = builder.add(places[WOVEN[2 * k + side]], column)
-                _store(builder, _shuffle(builder, both, both, lanes), plane, place)
+                store(builder, shuffle(builder, both, both, lanes), plane, place)
 
-    with cgutils.for_range(builder, pairs, intp=_INDEX) as loop:
-        block, column = builder.mul(loop.index, _index(128)), builder.mul(loop.index, _index(16))
+    with cgutils.for_range(builder, pairs, intp=INDEX) as loop:
+        block, column = builder.mul(loop.index, index(128)), builder.mul(loop.index, index(16))
         ends = [
-            builder.load(builder.gep(last, [builder.add(builder.mul(loop.index, _index(2)), _index(k))]))
-            for k in (0, 1)
+            builder.load(builder.gep(last, [builder.add(builder.mul(loop.index, index(2)), index(k))])) for k in (0, 1)
         ]
         end = builder.select(builder.icmp_unsigned(">", *ends), *ends)
-        with builder.if_else(builder.icmp_unsigned(">=", end, ir.Constant(_U8, SHORT))) as (long, short):
+        with builder.if_else(builder.icmp_unsigned(">=", end, ir.Constant(U8, SHORT))) as (long, short):
             with long:
-                inputs = [load(block, row) for row in range(8)]
+                inputs = [inputs_of(block, row) for row in range(8)]
                 outputs = _emit_whole(builder, inputs, 1 << (FIRST_SHIFT - 1), FIRST_SHIFT)
                 for _ in range(3):
                     outputs = [part for k in range(4) for part in _interleave(builder, outputs[k], outputs[k + 4])]
                 rows(outputs, column)
-            with short, builder.if_else(builder.icmp_unsigned(">", end, ir.Constant(_U8, 0))) as (few, none):
+            with short, builder.if_else(builder.icmp_unsigned(">", end, ir.Constant(U8, 0))) as (few, none):
                 with few:
-                    inputs = [load(block, row) for row in range(4)]
+                    inputs = [inputs_of(block, row) for row in range(4)]
                     pairs_ = [[_interleave(builder, inputs[k], inputs[k + 2])[0]] for k in (0, 1)]
                     outputs = [_emit_two(builder, pairs_, k, 1 << (FIRST_SHIFT - 1)) for k in range(4)]
                     outputs = [first for first, _ in outputs] + [second for _, second in reversed(outputs)]
@@ -195,7 +194,7 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
                 with none:
                     constants = []
                     for k in (0, 1):
-                        at = builder.add(block, _index(64 * k))
+                        at = builder.add(block, index(64 * k))
                         value = builder.mul(builder.load(builder.gep(coefficients, [at])), builder.load(quantisation))
                         value = builder.sext(value, _I32)
                         value = builder.add(builder.shl(value, ir.Constant(_I32, 2)), ir.Constant(_I32, BIAS))
@@ -203,7 +202,7 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
                         for relation, limit in (("<", 0), (">", 255)):
                             bound = ir.Constant(_I32, limit)
                             value = builder.select(builder.icmp_signed(relation, value, bound), bound, value)
-                        constants.append(_splat(builder, builder.trunc(value, _U8), 8))
-                    row = _shuffle(builder, constants[0], constants[1], list(range(16)))
+                        constants.append(splat(builder, builder.trunc(value, U8), 8))
+                    row = shuffle(builder, constants[0], constants[1], list(range(16)))
                     for place in places:
-                        _store(builder, row, plane, builder.add(place, column))
+                        store(builder, row, plane, builder.add(place, column))

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .jit import jit
+from .jit import jit, uncounted
 from .sampling import MAX_CROPS, MIXUP
+from .vectors import ADD, REPLACE
 
 FAINT = 0.5 / 255  # weight of half a level: layers below it are dropped
 
@@ -23,6 +24,7 @@ class Layers(NamedTuple):
     weights: Any  # float64 (MAX_CROPS,): mixup adds them up to 1; cutmix paints, with weight 1
     permutations: Any  # int64 (MAX_CROPS, 3): output channel c is the crop's channel permutation[c]
     rectangles: Any  # int64 (MAX_CROPS, 4): row0, col0, row1, col1 in the output
+    blends: Any  # int64 (MAX_CROPS,): REPLACE what is below, or ADD to it; the lowest layer replaces
 
 
 @jit
@@ -33,15 +35,17 @@ def new_layers():
         np.empty(MAX_CROPS, np.float64),
         np.empty((MAX_CROPS, 3), np.int64),
         np.empty((MAX_CROPS, 4), np.int64),
+        np.empty(MAX_CROPS, np.int64),
     )
 
 
-@jit
+@uncounted
 def set_layer(layers, position, crop, output_height, output_width):
     """Put a crop that covers the whole output, with weight 1 and its channels in order, at a position."""
     for k in range(4):
         layers.crops[position, k] = crop[k]
     layers.weights[position] = 1.0
+    layers.blends[position] = REPLACE
     for channel in range(3):
         layers.permutations[position, channel] = channel
     layers.rectangles[position, 0] = 0
@@ -50,7 +54,7 @@ def set_layer(layers, position, crop, output_height, output_width):
     layers.rectangles[position, 3] = output_width
 
 
-@jit
+@uncounted
 def _move_layer(layers, source, target):
     for k in range(4):
         layers.crops[target, k] = layers.crops[source, k]
@@ -58,9 +62,10 @@ def _move_layer(layers, source, target):
     for channel in range(3):
         layers.permutations[target, channel] = layers.permutations[source, channel]
     layers.weights[target] = layers.weights[source]
+    layers.blends[target] = layers.blends[source]
 
 
-@jit
+@uncounted
 def _permute(layers, start, stop, permutation):
     """Permute the channels of the mix of layers start to stop - 1: out[c] = mix[permutation[c]]."""
     for position in range(start, stop):
@@ -71,7 +76,7 @@ def _permute(layers, start, stop, permutation):
         old[2] = blue
 
 
-@jit
+@uncounted
 def _clip_layers(layers, count, box):
     """Keep of each layer only what lies in the box; drop what is empty; return how many remain."""
     kept = 0
@@ -87,7 +92,7 @@ def _clip_layers(layers, count, box):
     return kept
 
 
-@jit
+@uncounted
 def _drop_faint(layers, count):
     """Drop layers that change the mix by less than half a level together; return how many remain.
 
@@ -105,19 +110,21 @@ def _drop_faint(layers, count):
             kept += 1
     for position in range(kept):
         layers.weights[position] /= total
+    layers.blends[0] = REPLACE
     return kept
 
 
-@jit
+@uncounted
 def _drop_covered(layers, count):
-    """Drop each layer that lies wholly under one later layer; return how many remain."""
+    """Drop each layer that lies wholly under one later layer that replaces it; return how many remain."""
     kept = 0
     for position in range(count):
         below = layers.rectangles[position]
         covered = False
         for other in range(position + 1, count):
             above = layers.rectangles[other]
-            if above[0] <= below[0] and above[1] <= below[1] and above[2] >= below[2] and above[3] >= below[3]:
+            within = above[0] <= below[0] and above[1] <= below[1] and above[2] >= below[2] and above[3] >= below[3]
+            if within and layers.blends[other] == REPLACE:
                 covered = True
         if not covered:
             _move_layer(layers, position, kept)
@@ -125,11 +132,11 @@ def _drop_covered(layers, count):
     return kept
 
 
-@jit
-def collapse(plan, number, operation, output_height, output_width, layers):
+@uncounted
+def stack(plan, number, operation, output_height, output_width, layers):
     """Fill `layers` from the plan (PlanArrays) of `number` crops; return the number of layers, at least 1.
 
-    Layers that cannot be seen are dropped: too faint, or wholly covered.
+    Each crop with a visible part has a layer, however faint.
     """
     set_layer(layers, 0, plan.crops[0], output_height, output_width)
     count = 1
@@ -146,6 +153,7 @@ def collapse(plan, number, operation, output_height, output_width, layers):
             for position in range(count):
                 layers.weights[position] *= lam
             layers.weights[count] = 1.0 - lam
+            layers.blends[count] = ADD
             count += 1
         elif plan.paste_next[step]:
             box = plan.boxes[step]
@@ -162,4 +170,11 @@ def collapse(plan, number, operation, output_height, output_width, layers):
                 _move_layer(layers, position - 1, position)
             set_layer(layers, 0, crop, output_height, output_width)
             count += 1
-    return _drop_faint(layers, count) if operation == MIXUP else _drop_covered(layers, count)
+    return count
+
+
+@uncounted
+def collapse(plan, number, operation, output_height, output_width, layers):
+    """`stack`, without the layers that cannot be seen: too faint, or wholly covered by another one."""
+    count = stack(plan, number, operation, output_height, output_width, layers)
+    return _drop_faint(layers, count) if layers.blends[count - 1] == ADD else _drop_covered(layers, count)

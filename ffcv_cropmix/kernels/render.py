@@ -1,6 +1,6 @@
-"""Rendering layers: separable resampling of each layer's crop straight into the mix, sixteen output rows at a time.
+"""Render layers: resample each layer's crop, rows then columns, straight into the mix, sixteen output rows at a time.
 
-What is under way stays in the first-level cache: the rows of one layer, turned into columns, and the mix of the rows.
+What is in use stays in the first-level cache: the rows of one layer, turned into columns, and the mix of the rows.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .coefficients import FULL, fill_coefficients, table_size, window
-from .jit import jit
-from .sampling import CUTMIX, MAX_CROPS, MIXUP
-from .vectors import LANES, MAX_TRUNCATED_TAPS, finish, horizontal, transpose, vertical
+from .jit import jit, uncounted
+from .sampling import MAX_CROPS
+from .vectors import LANES, MAX_TRUNCATED_TAPS, REPLACE, Taps, Target, finish, horizontal, transpose, vertical
 
 
 class Scratch(NamedTuple):
     """Working memory of one `render`, owned by one thread. Sizes depend on the largest image and the output."""
 
-    taps: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
+    counts: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
     starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
     coefficients: Any  # uint16 (MAX_CROPS, 2, n): the taps, one output position after the other
     rows: Any  # uint16 (LANES * n,): LANES rows of a layer, resampled vertically
@@ -47,25 +47,31 @@ def new_scratch(interpolation, largest_height, largest_width, output_height, out
     )
 
 
-@jit
+@uncounted
 def layer_share(weight):
     """A layer's weight in 1/65536."""
     return int(weight * FULL + 0.5)
 
 
-@jit
-def visible_lanes(layers, k, count, operation, row, lanes):
+@uncounted
+def visible_lanes(layers, k, count, row, lanes):
     """(first, last + 1) of the lanes, output rows from `row` on, that show layer k; empty if a later one hides it."""
     rectangle = layers.rectangles[k]
     top, bottom = max(rectangle[0] - row, 0), min(rectangle[2] - row, lanes)
-    for later in range(k + 1, count if operation == CUTMIX else 0):
+    for later in range(k + 1, count):
         above = layers.rectangles[later]
-        if above[0] <= row + top and above[1] <= rectangle[1] and above[2] >= row + bottom and above[3] >= rectangle[3]:
+        if (
+            layers.blends[later] == REPLACE
+            and above[0] <= row + top
+            and above[1] <= rectangle[1]
+            and above[2] >= row + bottom
+            and above[3] >= rectangle[3]
+        ):
             return top, top
     return top, bottom
 
 
-@jit
+@uncounted
 def pixels_needed(layers, count, interpolation, output_height, output_width, box):
     """Widen `box`, int64 (4,), top, left, bottom, right in the image, to the pixels that the layers are made of."""
     for k in range(count):
@@ -78,25 +84,58 @@ def pixels_needed(layers, count, interpolation, output_height, output_width, box
             box[2 + axis] = max(box[2 + axis], corner + last + taps)
 
 
-@jit
+def renderer(prepare, resample):
+    """Make a kernel that renders layers, sixteen output rows at a time, layer after layer.
+
+    Args:
+        prepare: (pixels, layout, layers, count, interpolation, out, scratch): fill the tables of coefficients.
+        resample: (pixels, layout, layers, k, row, out, target, scratch): resample layer k for the output rows from
+            `row` on, and blend it into `scratch.mix` where `target` says.
+    """
+
+    @uncounted
+    def render(pixels, layout, layers, count, flip, interpolation, out, scratch):
+        """Fill `out` with the mix of `count` layers. Values are rounded once.
+
+        The filter never sees pixels outside a crop: Pillow's crop, then resize.
+
+        Args:
+            pixels: uint8 (n,), the image.
+            layout: how pixels lie in it.
+            layers: Layers.
+            flip: mirror the mix left to right.
+            out: uint8 (height, width, 3).
+            scratch: working memory; its `mix` is uint16 (3 * width * LANES,).
+        """
+        prepare(pixels, layout, layers, count, interpolation, out, scratch)
+        height, width, _ = out.shape
+        base, step = (width - 1, -1) if flip else (0, 1)
+        lanes = min(LANES, height)
+        for block in range(0, height, LANES):
+            row = min(block, height - lanes)  # the last block ends with the rows
+            for k in range(count):
+                top, bottom = visible_lanes(layers, k, count, row, lanes)
+                if top < bottom:
+                    begin, end = layers.rectangles[k, 1], layers.rectangles[k, 3]
+                    target = Target(begin, end, base, step, top, bottom, layers.blends[k])
+                    resample(pixels, layout, layers, k, row, out, target, scratch)
+            finish(scratch.mix, lanes, out, 3 * width * row, 3 * width, 3 * width)
+
+    return render
+
+
+@uncounted
 def truncation_bias(taps):
-    """How often a sum of that many taps is cut by up to 1/256 level."""
+    """Return how often a sum of that many taps is truncated, each time by up to 1/256 level."""
     return taps if taps <= MAX_TRUNCATED_TAPS else 1
 
 
-@jit
-def render(pixels, width, layers, count, operation, flip, interpolation, out, scratch):
-    """Fill `out` (height, width, 3) uint8 with the mix of `count` layers of an image `width` px wide.
-
-    pixels: uint8 (n,), read-only: the image, row by row.
-
-    The filter never sees pixels outside a crop (Pillow's crop, then resize). Rounded once.
-    """
-    stride = 3 * width
-    output_height, output_width, _ = out.shape
+@uncounted
+def prepare_rgb(pixels, width, layers, count, interpolation, out, scratch):
+    """Fill the tables of coefficients of all layers."""
     for k in range(count):
         for axis in range(2):
-            scratch.taps[k, axis] = fill_coefficients(
+            scratch.counts[k, axis] = fill_coefficients(
                 interpolation,
                 layers.crops[k, 2 + axis],
                 out.shape[axis],
@@ -104,48 +143,21 @@ def render(pixels, width, layers, count, operation, flip, interpolation, out, sc
                 scratch.starts[k, axis],
                 scratch.coefficients[k, axis],
             )
-    lanes = min(LANES, output_height)
-    for block in range(0, output_height, LANES):
-        row = min(block, output_height - lanes)  # the last block ends with the rows
-        for k in range(count):
-            top, bottom = visible_lanes(layers, k, count, operation, row, lanes)
-            if top >= bottom:
-                continue
-            begin, end = layers.rectangles[k, 1], layers.rectangles[k, 3]
-            row_taps, column_taps = scratch.taps[k]
-            row_starts, column_starts = scratch.starts[k]
-            row_coefficients, column_coefficients = scratch.coefficients[k]
-            first = column_starts[begin]
-            values = 3 * (column_starts[end - 1] + column_taps - first)
-            corner = layers.crops[k, 0] * stride + 3 * (layers.crops[k, 1] + first)
-            for lane in range(top, bottom):
-                vertical(
-                    pixels,
-                    corner + row_starts[row + lane] * stride,
-                    stride,
-                    row_coefficients,
-                    (row + lane) * row_taps,
-                    row_taps,
-                    scratch.rows,
-                    lane * padded(values),
-                    values,
-                )
-            transpose(scratch.rows, padded(values), scratch.columns, values)
-            horizontal(
-                scratch.columns,
-                first,
-                column_starts,
-                column_coefficients,
-                column_taps,
-                int((truncation_bias(row_taps) * layers.weights[k] + truncation_bias(column_taps) + 1) / 2),
-                begin,
-                end,
-                layers.permutations[k],
-                scratch.mix,
-                output_width - 1 if flip else 0,
-                -1 if flip else 1,
-                top,
-                bottom,
-                operation == MIXUP and k > 0,
-            )
-        finish(scratch.mix, lanes, out, 3 * output_width * row, 3 * output_width, 3 * output_width)
+
+
+@uncounted
+def _resample(pixels, width, layers, k, row, out, target, scratch):
+    rows = Taps(scratch.starts[k, 0], scratch.coefficients[k, 0], scratch.counts[k, 0])
+    columns = Taps(scratch.starts[k, 1], scratch.coefficients[k, 1], scratch.counts[k, 1])
+    first = columns.starts[target.begin]
+    values = 3 * (columns.starts[target.end - 1] + columns.count - first)
+    origin = 3 * (layers.crops[k, 0] * width + layers.crops[k, 1] + first)
+    for lane in range(target.top, target.bottom):
+        vertical(pixels, origin, 3 * width, rows, row + lane, scratch.rows, lane * padded(values), values)
+    transpose(scratch.rows, padded(values), scratch.columns, values)
+    bias = int((truncation_bias(rows.count) * layers.weights[k] + truncation_bias(columns.count) + 1) / 2)
+    horizontal(scratch.columns, first, columns, bias, layers.permutations[k], scratch.mix, target)
+
+
+render = renderer(prepare_rgb, _resample)
+"""Render an image of RGB rows; its layout is its width, px."""

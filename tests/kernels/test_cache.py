@@ -89,7 +89,7 @@ def test_all_sources_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_closures_are_told_apart() -> None:
-    kind = batch_loop.Specialization(decoders.sample_cropmix, OPTIONS, dct=False, bicubic=False, decode="rgb")
+    kind = batch_loop.Specialization(decoders.sample_cropmix, OPTIONS, dct=False, two_pass=False, decode="rgb")
     compiled = [batch_loop.compile_sample(kind._replace(decode=decode)) for decode in ("rgb", "ycbcr")]
     names = {cache.identity(functions[k]) for functions in compiled for k in (0, 2)}
     names |= {cache.identity(functional._compile(bicubic)) for bicubic in (False, True)}

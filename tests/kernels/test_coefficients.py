@@ -18,6 +18,7 @@ from ffcv_cropmix.kernels.coefficients import (
 )
 from ffcv_cropmix.kernels.planes import compose_upsampling
 from ffcv_cropmix.kernels.render import pixels_needed
+from ffcv_cropmix.kernels.vectors import Taps
 from tests import naive
 from tests.kernels.test_layers import HEIGHT, WIDTH, layers_of
 
@@ -84,9 +85,8 @@ def test_composed_with_upsampling(size: int, output_size: int, offset: int, fact
         coefficients, composed = np.zeros(room, np.uint16), np.zeros(room + 2 * output_size, np.uint16)
         taps = fill_coefficients(BILINEAR, size, output_size, FULL, starts, coefficients)
         sums = np.zeros(room + 2, np.int64)
-        filled = composed_starts, composed, sums
-        arguments = (taps, starts, coefficients, offset, factor, triangle, small, output_size, *filled)
-        composed_taps = compose_upsampling(*arguments)
+        all_taps, filled = Taps(starts, coefficients, taps), (composed_starts, composed, sums)
+        composed_taps = compose_upsampling(all_taps, offset, factor, triangle, small, output_size, *filled)
         got = [
             composed[k * composed_taps :][:composed_taps] @ samples[start:][:composed_taps] / FULL
             for k, start in enumerate(composed_starts)

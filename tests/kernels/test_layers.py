@@ -9,6 +9,7 @@ import pytest
 
 from ffcv_cropmix import MixPlan, sample_plan
 from ffcv_cropmix.kernels.layers import Layers, collapse, new_layers
+from ffcv_cropmix.kernels.vectors import ADD, REPLACE
 from ffcv_cropmix.plan import OPERATIONS
 from tests import naive
 
@@ -26,14 +27,14 @@ def layers_of(plan: MixPlan) -> Layers:
     return Layers(*(array[:count] for array in layers))
 
 
-def paint(layers: Layers, operation: str) -> np.ndarray:
+def paint(layers: Layers) -> np.ndarray:
     """Layer after layer: float64 (height, width, 3)."""
     canvas = np.zeros((*OUTPUT, 3))
-    for (crop, *_), weight, permutation, (row0, col0, row1, col1) in zip(*layers):
+    for (crop, *_), weight, permutation, (row0, col0, row1, col1), blend in zip(*layers):
         assert 0 <= row0 < row1 <= HEIGHT
         assert 0 <= col0 < col1 <= WIDTH
         region = canvas[row0:row1, col0:col1]
-        region *= operation == "mixup"
+        region *= blend == ADD
         region += weight * PALETTE[crop, 0, permutation]
     return canvas
 
@@ -52,7 +53,7 @@ def test_layers_show_what_the_steps_do_and_no_more(operation: str) -> None:
         layers = layers_of(plan)
         faint = [weight for weight in naive.weights(plan) if weight < 0.5 / 255]
         atol = 1e-9 if not any(faint) else 0.5
-        np.testing.assert_allclose(paint(layers, operation), naive.cropmix(PALETTE, plan, OUTPUT), rtol=0, atol=atol)
+        np.testing.assert_allclose(paint(layers), naive.cropmix(PALETTE, plan, OUTPUT), rtol=0, atol=atol)
         if operation == "mixup":
             assert layers.weights.min() > 0
             assert layers.weights.sum() == pytest.approx(1)
@@ -104,4 +105,4 @@ def test_crops_that_are_covered_are_dropped(steps: list, crops: list[int]) -> No
 
 def test_one_crop_is_one_layer() -> None:
     layers = layers_of(MixPlan(crops=CROPS[:1]))
-    assert [array.tolist() for array in layers] == [[[0, 0, 1, 1]], [1.0], [[0, 1, 2]], [list(WHOLE)]]
+    assert [array.tolist() for array in layers] == [[[0, 0, 1, 1]], [1.0], [[0, 1, 2]], [list(WHOLE)], [REPLACE]]

@@ -9,7 +9,7 @@ import pytest
 
 from ffcv_cropmix.kernels import vectors
 from ffcv_cropmix.kernels.jit import entry
-from ffcv_cropmix.kernels.vectors import LANES, MAX_TRUNCATED_TAPS, PILLOW_BITS
+from ffcv_cropmix.kernels.vectors import LANES, MAX_TRUNCATED_TAPS, PILLOW_BITS, Colours, Taps, Target
 
 COUNTS = (1, 3, 15, 16, 17, 63, 64, 65, 127, 129)
 TAPS = (1, 2, 5, MAX_TRUNCATED_TAPS, MAX_TRUNCATED_TAPS + 1, 40)
@@ -74,7 +74,8 @@ def test_vertical(count: int, taps: int, pillow: bool) -> None:
     image.flags.writeable = False  # as the kernels have it
     coefficients = random_coefficients(random, 3, taps, pillow)
     rows = random_levels(random, count + 50)
-    check(vertical, 6, image, 5, stride, coefficients, 2 * taps, taps, rows, 20, count)
+    starts = np.array([9, 9, 2], np.int32)
+    check(vertical, 5, image, 5 - 2 * stride, stride, Taps(starts, coefficients, taps), 2, rows, 20, count)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -95,27 +96,11 @@ def test_horizontal(taps: int, pillow: bool, top: int, bottom: int, add: bool) -
     starts = np.sort(random.integers(0, 21, outputs)).astype(np.int32) + origin
     coefficients = random_coefficients(random, outputs, taps, pillow)
     mix = random_levels(random, outputs * 3 * LANES) // 4
+    source //= 4 if add and not pillow else 1
     for permutation, base, step in ([0, 1, 2], 0, 1), ([2, 0, 1], outputs - 1, -1):
-        source_of = np.array(permutation)
-        check(
-            horizontal,
-            9,
-            source // (4 if add and not pillow else 1),
-            origin,
-            starts,
-            coefficients,
-            taps,
-            3,
-            2,
-            11,
-            source_of,
-            mix,
-            base,
-            step,
-            top,
-            bottom,
-            add,
-        )
+        target = Target(2, 11, base, step, top, bottom, int(add))
+        all_taps = Taps(starts, coefficients, taps)
+        check(horizontal, 5, source, origin, all_taps, 3, np.array(permutation), mix, target)
 
 
 @pytest.mark.parametrize("add", [False, True])
@@ -135,33 +120,15 @@ def test_horizontal_planes(taps: int, half_taps: int, top: int, bottom: int, add
         starts = np.sort(random.integers(0, 21, outputs)).astype(np.int32) + origin
         half_starts = np.sort(random.integers(0, 11, outputs)).astype(np.int32) + half_origin
         mix = random_levels(random, outputs * 3 * LANES) // 4
+        columns_of_all = (levels * weight).astype(np.uint16)
+        luma = Taps(starts, random_coefficients(random, outputs, taps, pillow=False), taps)
+        half = Taps(half_starts, random_coefficients(random, outputs, half_taps, pillow=False), half_taps)
+        colours = Colours(blue - half_origin, red - half_origin, half, share // 2 - 4)
+        limit = share * 255 // 256
         for base, step in (0, 1), (outputs - 1, -1):
-            check(
-                horizontal_planes,
-                16,
-                (levels * weight).astype(np.uint16),
-                origin,
-                starts,
-                random_coefficients(random, outputs, taps, pillow=False),
-                taps,
-                9,
-                blue - half_origin,
-                red - half_origin,
-                half_starts,
-                random_coefficients(random, outputs, half_taps, pillow=False),
-                half_taps,
-                share // 2 - 4,
-                share * 255 // 256,
-                2,
-                11,
-                np.array(permutation),
-                mix,
-                base,
-                step,
-                top,
-                bottom,
-                add,
-            )
+            target = Target(2, 11, base, step, top, bottom, int(add))
+            order = np.array(permutation)
+            check(horizontal_planes, 7, columns_of_all, origin, luma, 9, colours, limit, order, mix, target)
 
 
 def test_rgb_of_colours() -> None:

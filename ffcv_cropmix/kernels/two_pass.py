@@ -1,0 +1,125 @@
+"""Render layers with a filter that has negative lobes, each crop to the bit as Pillow resizes it.
+
+Pillow resizes horizontally, then vertically, and rounds and clips after each pass. In the order of `render`, rounded
+once, values differ by up to 29 levels. (Pillow 13 resizes vertically first where the height shrinks more; this is the
+order of all versions before, with which models were trained.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .coefficients import FULL, most_taps, table_size, weight, window
+from .jit import jit, uncounted
+from .render import layer_share, padded, renderer
+from .sampling import MAX_CROPS
+from .vectors import LANES, PILLOW_BITS, REPLACE, Taps, Target, finish, horizontal, transpose, vertical
+
+
+class TwoPassScratch(NamedTuple):
+    """Working memory of one `render_two_pass`, owned by one thread."""
+
+    counts: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
+    starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
+    coefficients: Any  # int32 (MAX_CROPS, 2, n): the taps, one output position after the other
+    narrow: Any  # uint8 (MAX_CROPS, largest height * 3 * output width): the crops, resampled horizontally
+    rows: Any  # uint16 (LANES * n,)
+    columns: Any  # uint16 (n * LANES,)
+    mix: Any  # uint16 (3 * output width * LANES,)
+    one: Any  # int32 (1,): the coefficient 1
+    places: Any  # int32 (output width,): 0, 1, 2, ...
+    weights: Any  # uint16 (output width,)
+    order: Any  # int64 (3,): 0, 1, 2
+
+
+@jit
+def new_two_pass_scratch(interpolation, largest_height, largest_width, output_height, output_width):
+    """Scratch for images up to the given size, px."""
+    table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
+    values = padded(3 * max(largest_width, output_width))
+    return TwoPassScratch(
+        np.empty((MAX_CROPS, 2), np.int64),
+        np.empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
+        np.empty((MAX_CROPS, 2, table), np.int32),
+        np.empty((MAX_CROPS, largest_height * 3 * output_width), np.uint8),
+        np.empty(LANES * values, np.uint16),
+        np.empty(values * LANES, np.uint16),
+        np.empty(3 * output_width * LANES, np.uint16),
+        np.full(1, 1 << PILLOW_BITS).astype(np.int32),
+        np.arange(output_width).astype(np.int32),
+        np.empty(output_width, np.uint16),
+        np.arange(3),
+    )
+
+
+@uncounted
+def _fill_coefficients(interpolation, size, output_size, starts, coefficients):
+    """`coefficients.fill_coefficients`, with Pillow's integers."""
+    taps = min(most_taps(interpolation, size, output_size), size)
+    for position in range(output_size):
+        first, count = window(interpolation, position, size, output_size)
+        start = min(first, size - taps)
+        total = 0.0
+        for k in range(first, first + count):
+            total += weight(interpolation, position, k, size, output_size)
+        for tap in range(taps):
+            k = start + tap
+            share = weight(interpolation, position, k, size, output_size) * (1 / total) * (1 << PILLOW_BITS)
+            inside = first <= k < first + count
+            coefficients[position * taps + tap] = int(share + math.copysign(0.5, share)) if inside else 0
+        starts[position] = start
+    return taps
+
+
+@uncounted
+def _narrow(pixels, origin, stride, height, width, k, scratch):
+    """Resample the rows of layer k's crop to the output's width, LANES at a time."""
+    copy = Taps(scratch.places, scratch.one, 1)
+    columns = Taps(scratch.starts[k, 1], scratch.coefficients[k, 1], scratch.counts[k, 1])
+    first = columns.starts[0]
+    values = 3 * (columns.starts[width - 1] + columns.count - first)
+    lanes = min(LANES, height)
+    for block in range(0, height, LANES):
+        row = min(block, height - lanes)
+        for lane in range(lanes):
+            at = origin + (row + lane) * stride + 3 * first
+            vertical(pixels, at, stride, copy, 0, scratch.rows, lane * padded(values), values)
+        transpose(scratch.rows, padded(values), scratch.columns, values)
+        target = Target(0, width, 0, 1, 0, lanes, REPLACE)
+        horizontal(scratch.columns, first, columns, 0, scratch.order, scratch.mix, target)
+        finish(scratch.mix, lanes, scratch.narrow[k], 3 * width * row, 3 * width, 3 * width)
+
+
+@uncounted
+def _prepare(pixels, width, layers, count, interpolation, out, scratch):
+    for k in range(count):
+        for axis in range(2):
+            scratch.counts[k, axis] = _fill_coefficients(
+                interpolation,
+                layers.crops[k, 2 + axis],
+                out.shape[axis],
+                scratch.starts[k, axis],
+                scratch.coefficients[k, axis],
+            )
+        origin = 3 * (layers.crops[k, 0] * width + layers.crops[k, 1])
+        _narrow(pixels, origin, 3 * width, layers.crops[k, 2], out.shape[1], k, scratch)
+
+
+@uncounted
+def _resample(pixels, width, layers, k, row, out, target, scratch):
+    rows = Taps(scratch.starts[k, 0], scratch.coefficients[k, 0], scratch.counts[k, 0])
+    values = 3 * out.shape[1]
+    for lane in range(target.top, target.bottom):
+        vertical(scratch.narrow[k], 0, values, rows, row + lane, scratch.rows, lane * padded(values), values)
+    transpose(scratch.rows, padded(values), scratch.columns, values)
+    for x in range(target.begin, target.end):
+        scratch.weights[x] = min(layer_share(layers.weights[k]), FULL - 1)
+    scaled = Taps(scratch.places, scratch.weights, 1)
+    horizontal(scratch.columns, 0, scaled, 1, layers.permutations[k], scratch.mix, target)
+
+
+render_two_pass = renderer(_prepare, _resample)
+"""Render an image of RGB rows as Pillow does; its layout is its width, px."""
