@@ -1,4 +1,4 @@
-"""The compiled loop over a batch: reads each sample once and renders its images. The decoders build on it."""
+"""The compiled loop over a batch: read each sample once and render its images. All decoders use it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from .kernels.render import pixels_needed
 Decode = Literal["rgb", "rows", "ycbcr"]
 
 CHECKSUM = "checksum"
-"""A column of the metadata, uint64: where there is one, a sample's bytes are compared with it (kernels.checksum)."""
+"""A column of the metadata, uint64. If a file has it, the bytes of each sample are compared with it."""
 
 
-# What can be wrong with a sample: those of turbojpeg, then
+# Error codes of a sample, besides those of turbojpeg and dct.
 BAD_MODE, BAD_RAW_SIZE, BAD_CHECKSUM = 10, 11, 12
 CAUSES = {
-    turbojpeg.BAD_HEADER: "its data are no JPEG",
-    turbojpeg.OTHER_SIZE: "its JPEG has another size than the metadata say",
-    turbojpeg.BAD_DATA: "its JPEG is damaged, or neither RGB nor gray",
-    BAD_DCT: "its coefficients are damaged",
-    OTHER_SIZE: "its coefficients are of an image of another size than the metadata say",
-    BAD_MODE: "its mode is neither jpg nor raw, nor dct in a field of that",
-    BAD_RAW_SIZE: "its raw data have another size than the metadata say",
-    BAD_CHECKSUM: "its data are not those that were written: their checksum differs",
+    turbojpeg.BAD_HEADER: "not a JPEG",
+    turbojpeg.OTHER_SIZE: "the JPEG's size differs from the metadata",
+    turbojpeg.BAD_DATA: "the JPEG is damaged, or neither RGB nor gray",
+    BAD_DCT: "the DCT coefficients are damaged",
+    OTHER_SIZE: "the size of the DCT image differs from the metadata",
+    BAD_MODE: "the mode is none of jpg, raw, and dct (in a DCTImageField)",
+    BAD_RAW_SIZE: "the size of the raw data differs from the metadata",
+    BAD_CHECKSUM: "the checksum differs: the data are not those that were written",
 }
 
 
 class Workspace(NamedTuple):
-    """What one thread needs to decode and render the samples of one batch."""
+    """Working memory of one thread to decode and render the samples of one batch."""
 
     layers: Any
     plan: Any
@@ -53,13 +53,13 @@ class Workspace(NamedTuple):
 
 @jit
 def _int(number):
-    """A number of the metadata as int64: numba takes an unsigned number times a signed one for a float."""
+    """Return a number of the metadata as int64: numba's product of an unsigned and a signed number is a float."""
     return int(np.int64(number))
 
 
 @jit
 def _new_nothing(scratch, interpolation, height, width, output_height, output_width):
-    """In the place of `new_planes_scratch` where no planes are rendered: spares its compilation."""
+    """Stand in for `new_planes_scratch` where no planes are rendered, to save its compilation."""
     return ()
 
 
@@ -86,14 +86,14 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 
 
 class Specialization(NamedTuple):
-    """What code is compiled for."""
+    """What compiled code is specialised for."""
 
     sample_layers: Any
-    """A `_sample_layers`."""
+    """A decoder's `_sample_layers`."""
     options: Any
     """The type of its options."""
     dct: bool
-    """Whether the field has coefficients; else JPEGs and raw images."""
+    """Whether the field is a DCTImageField; else it has JPEG and raw images."""
     two_pass: bool
     """Whether the filter has negative lobes. All filters with and all without share one compilation."""
     decode: Decode

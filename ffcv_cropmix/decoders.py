@@ -28,14 +28,14 @@ class DecodeError(DataError):
     """A sample of a .beton file cannot be decoded."""
 
     file_name: str | None = None
-    """The .beton, where the loader is this package's."""
+    """Path of the .beton file, known to this package's loader."""
     label: str | None = None
-    """The class, as far as the file and its sidecar tell: "3 (n01491361)"."""
+    """The class, if the file or its sidecar has it: "3 (n01491361)"."""
 
     def __init__(self, index: int, code: int) -> None:
         super().__init__(index, code)
         self.index = int(index)
-        """Row in the .beton."""
+        """Row in the .beton file."""
         self.cause = CAUSES[int(code)]
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class DecodeError(DataError):
 
 
 def mark_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell FFCV not to compile what an operation generates: see `ffcv_compat`."""
+    """Mark the code of an operation as compiled, so that FFCV does not compile it: see `ffcv_compat`."""
     function.is_compiled = True  # type: ignore[attr-defined]
     return function
 
@@ -54,22 +54,22 @@ def _first(images: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 class LayersRGBImageDecoder(SimpleRGBImageDecoder):
-    """Reads an image once and renders layers of it: what the decoders of this module share.
+    """Base of all decoders: read an image once and render layers of it.
 
-    A subclass says which layers, through `_sample_layers` and `_options`, and of what sizes, through `output_size`.
+    A subclass defines the layers with `_sample_layers` and `_options`, and their sizes with `output_size`.
     """
 
     _sample_layers: Any
     """Compiled: (options, index, epoch, view, height, width, output height, output width, plan, layers) ->
     (number of layers, flip); fills `layers`, may use `plan`."""
     _options: np.ndarray
-    """What `_sample_layers` gets as its options: an element for each view."""
+    """The options of `_sample_layers`, an element for each view."""
     _places: Any = staticmethod(images_apart)
-    """From the arrays of a batch to where its images are."""
+    """Return the addresses of a batch's images from its arrays."""
     _result: Any = staticmethod(_first)
-    """From the arrays of a batch to the decoder's output."""
+    """Return the decoder's output from the arrays of a batch."""
     _shapes: tuple[tuple[int, ...], ...]
-    """Of the arrays of a batch, without the batch."""
+    """Shapes of the arrays of a batch, without the batch dimension."""
     output_size: Any
     """Sets `_shapes`."""
 
@@ -87,7 +87,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         self._next_epoch: int | None = None  # None until a loader has taken the decoder in
 
     def __getstate__(self) -> dict[str, Any]:
-        """The options, to be copied or pickled: not the tables and functions of the loader that uses the decoder."""
+        """Return the options, without the tables and functions of the loader that uses the decoder."""
         return {name: value for name, value in vars(self).items() if name not in ("metadata", "memory_read", "field")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,18 +99,18 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         FFCVOperation.accept_field(self, field)  # a DCTImageField too, which fields.py has FFCV's decoders refuse
 
     def set_epoch(self, epoch: int) -> None:
-        """Number the next pass `epoch`, 0 to 2**32 - 1; each later pass counts one more.
+        """Set the number of the next pass, 0 to 2**32 - 1; later passes count on from there.
 
-        `ffcv_cropmix.Loader` calls this. Under `ffcv.Loader` passes are counted from 0 on without it, except with
-        `recompile=True` or when one decoder serves two loaders: call it before each pass there.
+        `ffcv_cropmix.Loader` calls this. Under `ffcv.Loader` passes count from 0 without it. Call it before each pass
+        there with `recompile=True`, or when one decoder serves two loaders.
         """
         if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or not 0 <= epoch < 2**32:
             raise ValueError(f"epoch is an integer of 0 to 2**32 - 1, got {epoch!r}")
         self._next_epoch = int(epoch)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
-        # FFCV calls this once when a loader is made and once for each pass. Compiled code takes what it captures for
-        # constant, so the epoch of a pass travels as the shape of an array without elements.
+        # FFCV calls this once when a loader is made and once for each pass. Compiled code treats captured values as
+        # constants, so the number of the pass travels as the shape of an array without elements.
         if self._next_epoch is None:
             epoch = self._next_epoch = 0
         else:
@@ -125,11 +125,11 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         )
 
     def failures(self, indices: np.ndarray, memory: tuple[Any, ...]) -> list[DecodeError]:
-        """The samples of a batch that were replaced by zeros.
+        """Return an error for each sample of a batch that was replaced by zeros.
 
         Args:
-            indices: of the samples of the batch.
-            memory: the memory of the batch, as `declare_state_and_memory` asked for it.
+            indices: rows of the batch's samples.
+            memory: the batch's memory, as allocated for `declare_state_and_memory`.
         """
         codes = np.asarray(memory[0])
         return [DecodeError(indices[position], codes[position]) for position in np.flatnonzero(codes)]
@@ -157,11 +157,11 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
 
 
 class _OneImageDecoder(LayersRGBImageDecoder):
-    """Makes one image of each sample."""
+    """Base of the decoders that make one image of each sample."""
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """(height, width) of the images, px. A new value holds from the next pass on; nothing is compiled anew."""
+        """(height, width) of the images, px. A new value takes effect with the next pass, without recompilation."""
         height, width, _ = self._shapes[0]
         return height, width
 
@@ -171,13 +171,13 @@ class _OneImageDecoder(LayersRGBImageDecoder):
 
 
 def frozen(options: np.ndarray) -> np.ndarray:
-    """Read-only: one type, to numba, however the array was made."""
+    """Make an array read-only: numba then sees one type, however the array was made."""
     options.setflags(write=False)
     return options
 
 
 def records(options: Sequence[sampling.SamplingOptions]) -> np.ndarray:
-    """As an array, of one type for any number of views."""
+    """Return options as an array, which has one type for any number of views."""
     kind = np.dtype(list(get_type_hints(sampling.SamplingOptions).items()), align=True)
     return frozen(np.rec.fromrecords([tuple(record) for record in options], dtype=kind))
 
@@ -190,46 +190,47 @@ def sample_cropmix(options, index, epoch, view, height, width, output_height, ou
 
 
 class CropMixRGBImageDecoder(_OneImageDecoder):
-    """Decodes an image once, takes crops of distinct scales and mixes them into one image: CropMix.
+    """Decode an image once, take crops of distinct scales and mix them into one image: CropMix.
 
-    A drop-in for `ffcv.fields.rgb_image.RandomResizedCropRGBImageDecoder`, for JPEG and raw images. What a sample
-    looks like depends on `seed`, the epoch (`set_epoch`) and its row in the .beton alone: not on the number of
-    workers, the batch size or the order. `sample_plan` samples the same plans.
+    This decoder replaces `ffcv.fields.rgb_image.RandomResizedCropRGBImageDecoder`. It reads JPEG and raw images, and
+    `DCTImageField`. Its images depend on `seed`, the epoch (`set_epoch`) and the row in the .beton file only, not on
+    the number of workers, the batch size or the order. `sample_plan` returns the plan of each image.
 
     Source: arXiv 2205.15955, section 3.
 
     Args:
-        output_size: (height, width) of the images, px; may be set between epochs.
-        scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high). The range is cut into as
-            many equal bands as there are crops, one crop from each.
-        number: how many crops, 1 to 8, or several to choose from for each image: (2, 3, 4), or 234. 1 is a plain
-            RandomResizedCrop: with scale=0.08, torchvision's and FFCV's.
+        output_size: (height, width) of the images, px; can be changed between epochs.
+        scale: smallest crop area as a fraction of the image's area, s for (s, 1), or (low, high). The range is split
+            into equal bands, one for each crop.
+        number: number of crops, 1 to 8, or several numbers, one of which is sampled for each image: (2, 3, 4), or 234.
+            With number=1 and scale=0.08 the decoder is torchvision's and FFCV's RandomResizedCrop.
         operation: "mixup" or "cutmix".
-        mix_ratio: mixup samples the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
+        mix_ratio: mixup samples weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
         inter_aug: permute the colour channels of one operand of each mixing step.
         ratio: (low, high) aspect ratio, width / height, of the crops.
-        interpolation: "bilinear", "bicubic" (Pillow's, antialiased; slower: each crop is resampled and rounded as
-            Pillow does it) or "area" (OpenCV's INTER_AREA, bilinear along an axis that is enlarged).
-        flip_probability: chance that the image is mirrored left to right; spares `RandomHorizontalFlip`.
+        interpolation: "bilinear" or "bicubic" (Pillow's, antialiased), or "area" (OpenCV's INTER_AREA; bilinear along
+            an axis that is enlarged). "bicubic" is slower: each crop is resampled and rounded as Pillow does it.
+        flip_probability: probability that the image is mirrored left to right, instead of `RandomHorizontalFlip`.
         seed: 0 to 2**64 - 1.
-        on_error: at a damaged sample. "raise": a DecodeError, which `ffcv_cropmix.Loader` raises from the loop that
-            reads it; under `ffcv.Loader` the pass hangs, as that does at any error. "zero": the image is all zeros,
-            and `ffcv_cropmix.Loader.report` lists it.
-        decode: what of a JPEG is decoded.
-            "rgb": all, every error noticed.
-            "rows": up to the last row that is needed; the same pixels. Damage below that row may go unnoticed: for
-            files whose checksums are compared, or that are trusted otherwise.
-            "ycbcr": the same, and colours stay at half the resolution until the crops are resampled. Where libjpeg
-            clips them, at saturated edges, values differ: of ImageNet's photos 0.7 % by more than 1 level. For JPEGs
-            with 4:2:0 subsampling, FFCV's own, and not for bicubic; "rows" for the others.
-            Of a DCTImageField only the blocks that the crops need are decoded, and the pixels are those of
-            libjpeg-turbo's accurate decoding (Pillow's). "rows" is the same as "rgb"; "ycbcr" holds for any
+        on_error: what to do with a damaged sample. "raise": raise a DecodeError from the loop over
+            `ffcv_cropmix.Loader`; `ffcv.Loader` hangs, as it does at any error. "zero": make the image all zeros and
+            list it in `ffcv_cropmix.Loader.report`.
+        decode: how much of a JPEG to decode.
+            "rgb": all of it; every error is detected.
+            "rows": up to the last row that is needed. The pixels are the same, but damage below that row can go
+            undetected. Use it for files whose checksums are compared, or that you trust.
+            "ycbcr": the same, and colours stay at half the resolution until the crops are resampled. Values differ
+            at saturated edges, where libjpeg clips them: 0.7 % of the values of ImageNet's photos by more than 1 level.
+            It applies to JPEGs with 4:2:0 subsampling, FFCV's default, and not to bicubic; other images are decoded
+            as with "rows".
+            Of a DCTImageField only the blocks that the crops need are decoded; the pixels are those of
+            libjpeg-turbo's accurate decoding (Pillow's). There "rows" is the same as "rgb", and "ycbcr" applies to any
             subsampling but gray.
 
-    The decoder's output is uint8 (batch, height, width, 3), as FFCV's.
+    The output is uint8 (batch, height, width, 3), as that of FFCV's decoders.
 
     Raises:
-        ValueError: an option is out of range; names it and the value.
+        ValueError: an option is out of range; the message names it and the value.
         DecodeError: while iterating, see `on_error`.
 
     Example:
@@ -281,16 +282,18 @@ def _sample_center_crop(ratio, index, epoch, view, height, width, output_height,
 
 
 class CenterCropRGBImageDecoder(_OneImageDecoder):
-    """Decodes an image and resizes its centred square: what models are evaluated on, from CropMix's kernels.
+    """Decode an image and resize its centred square, for evaluation, with the kernels of CropMix.
 
     Args:
         output_size: (height, width) of the images, px.
-        ratio: side of the square as a share of the image's shorter side, in (0, 1].
-        interpolation: as for `CropMixRGBImageDecoder`.
-        on_error: as for `CropMixRGBImageDecoder`.
+        ratio: side of the square as a fraction of the image's shorter side, in (0, 1].
+        interpolation: see `CropMixRGBImageDecoder`.
+        on_error: see `CropMixRGBImageDecoder`.
+
+    The output is uint8 (batch, height, width, 3).
 
     Raises:
-        ValueError: an option is out of range; names it and the value.
+        ValueError: an option is out of range; the message names it and the value.
         DecodeError: while iterating, see `on_error`.
 
     Example:

@@ -1,4 +1,4 @@
-"""cropmix: apply a plan to an image. No randomness here."""
+"""cropmix: apply a plan to an image. Nothing here is random."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
 def interpolation_number(interpolation: str) -> int:
-    """The kernels' number of a filter; ValueError unless they have it."""
+    """Return the kernels' number of an interpolation.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation is one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
     return INTERPOLATIONS[interpolation]
@@ -55,20 +59,21 @@ def cropmix(
     output_size: tuple[int, int] = (224, 224),
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Crop, resize and mix an image as a plan says (arXiv 2205.15955, section 3).
+    """Crop, resize and mix an image as a plan says: CropMix (arXiv 2205.15955, section 3).
 
     Args:
-        image: uint8 (height, width, 3), any size >= 1.
+        image: uint8 (height, width, 3), at least 1 x 1 px.
         plan: from `sample_plan`, or made by hand.
-        output_size: (height, width) of the result, px, any size >= 1.
-        interpolation: "bilinear", "bicubic" (Pillow's, antialiased) or "area" (OpenCV's INTER_AREA, bilinear along an
-            axis that is enlarged); each crop is cut out first, then resized.
+        output_size: (height, width) of the result, px.
+        interpolation: "bilinear" or "bicubic" (Pillow's, antialiased), or "area" (OpenCV's INTER_AREA; bilinear along
+            an axis that is enlarged). Pixels outside a crop do not contribute to it.
 
     Returns:
-        uint8 (output height, output width, 3), rounded once, at the end.
+        uint8 (output height, output width, 3). Values are rounded once, after mixing; with "bicubic" each crop is
+        rounded after each pass, too, as Pillow does it.
 
     Raises:
-        ValueError: the image is not uint8 (height, width, 3), a crop leaves it, or a size is below 1.
+        ValueError: the image is not uint8 (height, width, 3), a crop is not inside it, or a size is below 1.
 
     Example:
         >>> from ffcv_cropmix.plan import sample_plan

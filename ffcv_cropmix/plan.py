@@ -26,10 +26,13 @@ Permutation = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MixPlan:
-    """Everything random about one CropMix image. `cropmix` applies it; nothing else is random.
+    """Hold all random parameters of one CropMix image. `cropmix` applies them to an image.
 
-    Crops are mixed in the order given: the composite starts as the first crop; step k mixes crop k + 1 into it.
-    With composite a and next crop b, mixup makes lam * a + (1 - lam) * b; cutmix pastes the box of one into the other.
+    Crops are mixed in the given order. The composite starts as the first crop; step k mixes crop k + 1 into it. With
+    composite a and next crop b, mixup computes lam * a + (1 - lam) * b; cutmix pastes a box of one into the other.
+
+    Raises:
+        ValueError: names the field and the value.
 
     Example:
         >>> plan = MixPlan(crops=[(0, 0, 8, 8), (2, 2, 4, 4)], lams=[0.75])
@@ -42,17 +45,17 @@ class MixPlan:
     """
 
     crops: Sequence[Box]
-    """(top, left, height, width) of each crop in the image, px; 1 to 8 of them, in mixing order."""
+    """(top, left, height, width) of 1 to 8 crops in the image, px, in mixing order."""
     operation: Operation = "mixup"
     lams: Sequence[float] = ()
-    """mixup: the composite's weight at each step, in [0, 1]; one fewer than the crops."""
+    """mixup: weight of the composite at each step, in [0, 1]; one fewer than crops."""
     boxes: Sequence[Box] = ()
     """cutmix: (row0, col0, row1, col1) in the output, px, end-exclusive; may be empty (row0 >= row1)."""
     paste_next: Sequence[bool] = ()
     """cutmix: True pastes the next crop's box into the composite, False the composite's box into the next crop."""
     permutations: Sequence[Permutation] | None = None
-    """Channels of one operand of each step: out[..., c] = operand[..., p[c]]. The operand is the one with the smaller
-    weight under mixup (lam > 0.5: the next crop, else the composite), the pasted one under cutmix."""
+    """Order of the channels of one operand of each step: out[..., c] = operand[..., p[c]]. In mixup the operand is the
+    one with the smaller weight (the next crop if lam > 0.5, else the composite), in cutmix the pasted one."""
     flip: bool = False
     """Mirror the mixed image left to right."""
 
@@ -88,7 +91,7 @@ class MixPlan:
                 raise ValueError(f"crop (top, left, height, width) {crop} is not inside the image, {height} x {width}")
 
     def pack(self, output_size: tuple[int, int]) -> PlanArrays:
-        """The arrays that the kernels read; boxes clipped to the output (height, width)."""
+        """Return the arrays that kernels read, with boxes clipped to the output (height, width)."""
         arrays = new_plan_arrays()
         steps = len(self.crops) - 1
         arrays.crops[: steps + 1] = self.crops
@@ -104,7 +107,7 @@ class MixPlan:
 
 
 def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
-    """Two ascending finite numbers in (low, high]."""
+    """Check that a value is two ascending finite numbers in (low, high], and return them."""
     try:
         first, second = (float(v) for v in value)
     except (TypeError, ValueError):
@@ -118,7 +121,7 @@ def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]
 
 
 def _numbers(number: int | Sequence[int]) -> int:
-    """The numbers of crops as decimal digits: 3 -> 3, (2, 3, 4) -> 234."""
+    """Return the numbers of crops as decimal digits: 3 for 3, 234 for (2, 3, 4)."""
     try:
         digits = isinstance(number, (int, np.integer))
         numbers = [int(digit) for digit in str(number)] if digits else [operator.index(n) for n in number]  # type: ignore[union-attr]
@@ -150,21 +153,20 @@ def sampling_options(
     flip_probability: float = 0.0,
     seed: int = 0,
 ) -> SamplingOptions:
-    """Check the options of CropMix and put them into the form that compiled code takes.
+    """Check the options of CropMix and return them in the form that compiled code takes.
 
-    This is the one place where their defaults and meanings stand; the decoders, `sample_plan` and
-    `transforms.CropMix` pass theirs on.
+    The decoders, `sample_plan` and `transforms.CropMix` share these options and defaults.
 
     Args:
-        scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high); 0 < low <= high <= 1. The
-            range is cut into as many equal bands as there are crops, one crop from each.
-        number: how many crops, 1 to 8, or several to choose from for each image with equal chances: (2, 3, 4), or as
-            digits, 234. One crop is a plain RandomResizedCrop.
+        scale: smallest crop area as a fraction of the image's area, s for (s, 1), or (low, high), where
+            0 < low <= high <= 1. The range is split into equal bands, one for each crop.
+        number: number of crops, 1 to 8, or several numbers, one of which is sampled for each image with equal
+            probability: (2, 3, 4), or as digits, 234. One crop is a RandomResizedCrop.
         operation: "mixup" or "cutmix" (0 and 1, as the authors write them).
-        mix_ratio: mixup samples lam from Beta(mix_ratio / n, mix_ratio / n) for n crops; > 0.
+        mix_ratio: mixup samples lam from Beta(mix_ratio / n, mix_ratio / n) for n crops; above 0.
         inter_aug: permute the colour channels of one operand of each mixing step.
-        ratio: (low, high) aspect ratio, width / height, of the crops; log-uniform.
-        flip_probability: chance that the mixed image is mirrored left to right.
+        ratio: (low, high) aspect ratio, width / height, of the crops; sampled log-uniformly.
+        flip_probability: probability that the mixed image is mirrored left to right.
         seed: 0 to 2**64 - 1.
 
     Raises:
@@ -194,7 +196,7 @@ def sampling_options(
 
 
 def check_size(name: str, size: Any) -> tuple[int, int]:
-    """(height, width), both integers >= 1, or ValueError."""
+    """Check that a size is (height, width), both integers of at least 1, and return it."""
     try:
         height, width = size
     except (TypeError, ValueError):
@@ -219,18 +221,21 @@ def sample_plan(
     """Sample the plan that the decoder uses for one sample in one epoch.
 
     Args:
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
         output_size: (height, width) of the mixed image, px; cutmix boxes refer to it.
-        seed: of the decoder, 0 to 2**64 - 1.
+        seed: seed of the decoder, 0 to 2**64 - 1.
         epoch: number of the pass, 0 to 2**32 - 1.
-        index: the sample's row in the .beton, 0 to 2**32 - 1.
-        view: of a MultiViewRGBImageDecoder, from 0; a decoder of one image has view 0.
-        **options: scale, number, operation, mix_ratio, inter_aug, ratio, flip_probability, with the decoder's
-            meanings and defaults (`sampling_options`).
+        index: row of the sample in the .beton file, 0 to 2**32 - 1.
+        view: number of the view in a MultiViewRGBImageDecoder; other decoders have view 0 only.
+        **options: scale, number, operation, mix_ratio, inter_aug, ratio, flip_probability: see
+            `CropMixRGBImageDecoder`.
 
     Returns:
-        A function of the arguments alone: equal arguments, equal plan.
+        MixPlan; equal arguments give equal plans.
+
+    Raises:
+        ValueError: names the option and the value.
 
     Example:
         >>> plan = sample_plan(375, 500, number=(2, 3), seed=1, epoch=4, index=7)

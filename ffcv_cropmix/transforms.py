@@ -1,4 +1,4 @@
-"""CropMix for torchvision data sets: no FFCV needed."""
+"""CropMix for torchvision data sets. It does not need FFCV."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from .plan import Operation, check_size, sample_plan, sampling_options
 
 
 class CropMix:
-    """Takes several crops of distinct scales of a PIL image and mixes them: the authors' transform, compiled.
+    """Mix several crops of distinct scales of a PIL image: the authors' transform, compiled.
 
-    The arguments have the authors' order and names. Every call samples anew, from torch's generator, in
-    the workers of a `DataLoader` too; after `torch.manual_seed` the samples are the same.
+    The arguments have the order and the names of the authors' code. Each call samples a plan with torch's generator, in
+    the workers of a `DataLoader` too, so that `torch.manual_seed` makes it reproducible.
 
     Source: arXiv 2205.15955, section 3.
 
     Args:
-        scale: smallest crop area as a share of the image's, s for (s, 1), or (low, high).
-        mix_ratio: mixup samples the weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
-        number: how many crops, 1 to 8, or several to choose from for each image: (2, 3, 4), or 234.
+        scale: smallest crop area as a fraction of the image's area, s for (s, 1), or (low, high).
+        mix_ratio: mixup samples weights from Beta(mix_ratio / n, mix_ratio / n) for n crops.
+        number: number of crops, 1 to 8, or several numbers, one of which is sampled for each image: (2, 3, 4), or 234.
         operation: "mixup" (0) or "cutmix" (1).
         inter_aug: permute the colour channels of one operand of each mixing step.
-        post_aug: what follows on the mixed image, float32 (3, height, width) in [0, 1]: flip, normalisation.
-        size: of the mixed image, px: a side, or (height, width).
+        post_aug: transform of the mixed image, float32 (3, height, width) in [0, 1], such as a flip and normalisation.
+        size: size of the mixed image, px: its side, or (height, width).
 
     Raises:
-        ValueError: an argument is out of range; names it and the value.
+        ValueError: an argument is out of range; the message names it and the value.
+
+    Example:
+        >>> transform = CropMix(0.01, 0.4, 234, "mixup", True, size=8)
+        >>> transform(Image.new("RGB", (40, 30))).shape
+        torch.Size([3, 8, 8])
     """
 
     def __init__(
@@ -55,21 +60,22 @@ class CropMix:
         sampling_options(**self.options)
         self.post_aug = post_aug
         self.size = check_size("size", (size, size) if isinstance(size, int) else size)
-        self._mix(Image.new("RGB", (2, 2)), seed=0)  # compiles, once: before workers are started
+        self._mix(Image.new("RGB", (2, 2)), seed=0)  # compiles the kernels before workers are started
 
     def __call__(self, image: Image.Image) -> Any:
         """Mix crops of an image.
 
         Args:
-            image: a PIL image of any size and mode; `data.images.to_rgb` says how modes other than RGB are converted.
-                16-bit gray: `ImageFolder(..., loader=Image.open)`, as torchvision's own loader clips it to white.
+            image: a PIL image of any size and mode. `data.images.to_rgb` documents how modes other than RGB are
+                converted. For 16-bit gray images use `ImageFolder(..., loader=Image.open)`: torchvision's default
+                loader clips them to white.
 
         Returns:
-            float32 (3, height, width) in [0, 1], or what `post_aug` makes of that.
+            float32 (3, height, width) in [0, 1], or the result of `post_aug`.
 
         Raises:
-            TypeError: it is no PIL image.
-            ValueError: it has no pixels, or levels that `to_rgb` refuses.
+            TypeError: the image is not a PIL image.
+            ValueError: the image has no pixels, or values that `to_rgb` rejects.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"CropMix takes a PIL image, got {type(image).__name__}: convert it with to_pil_image")

@@ -1,4 +1,4 @@
-"""Several images of one decode: the decoder, and the operations that take its views apart."""
+"""Several views, output images, of one decode: the decoder, and the operations that separate its views."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ def _by_views(images: tuple[np.ndarray, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view of a `MultiViewRGBImageDecoder`: a CropMix, or with number=1, the default, a RandomResizedCrop.
+    """Describe one view of a `MultiViewRGBImageDecoder`: a RandomResizedCrop (number=1, the default), or a CropMix.
+
+    The options are those of `CropMixRGBImageDecoder`.
+
+    Raises:
+        ValueError: an option is out of range; the message names it and the value.
 
     Example:
         >>> ViewSpec((96, 96), scale=(0.05, 0.14), flip_probability=0.5).output_size
@@ -55,38 +60,37 @@ class ViewSpec:
     inter_aug: bool = False
     flip_probability: float = 0.0
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """These, as `CropMixRGBImageDecoder` has them."""
 
     def __post_init__(self) -> None:
         check_size("output_size", self.output_size)
         self.sampling_options(seed=0)
 
     def sampling_options(self, seed: int) -> sampling.SamplingOptions:
-        """Checked, for compiled code; ValueError that names the option and the value."""
+        """Check the options and return them in the form that compiled code takes."""
         options = asdict(self)
         del options["output_size"]
         return sampling_options(**options, seed=seed)
 
 
 class MultiViewRGBImageDecoder(LayersRGBImageDecoder):
-    """Decodes an image once and makes several images of it, each with crops, mix and mirroring of its own.
+    """Decode an image once and make several views of it, each with its own crops, mix and mirroring.
 
-    Of one size, they are one batch: uint8 (batch, views, height, width, 3), in memory view after view, so that
-    `batch[:, view]` has no gaps. Of several sizes, they are a tuple of one batch for each view: uint8
-    (batch, height, width, 3). `ToTorchViews` makes tensors of either; `SelectView` takes one view out.
+    Views of one size are one batch: uint8 (batch, views, height, width, 3). In memory, view follows view, so that
+    `batch[:, view]` is contiguous. Views of several sizes are a tuple of batches, uint8 (batch, height, width, 3), one
+    for each view. `ToTorchViews` makes tensors of either; `SelectView` selects one view.
 
-    What a view looks like depends on `seed`, the epoch, the row in the .beton and the number of the view alone;
-    `sample_plan(..., view=number)` samples the same plan, and view 0 is what `CropMixRGBImageDecoder` makes.
+    A view depends on `seed`, the epoch, the row in the .beton file and the number of the view only.
+    `sample_plan(..., view=number)` returns its plan. View 0 is the image of a `CropMixRGBImageDecoder`.
 
     Args:
-        views: at least one. `number`, `flip_probability` and all else may differ.
+        views: at least one; their options can differ.
         seed: 0 to 2**64 - 1.
         interpolation: of all views, as for `CropMixRGBImageDecoder`.
         on_error: as for `CropMixRGBImageDecoder`; a damaged sample becomes zeros in all views.
         decode: as for `CropMixRGBImageDecoder`.
 
     Raises:
-        ValueError: an option is out of range; names it and the value.
+        ValueError: an option is out of range; the message names it and the value.
         DecodeError: while iterating, see `on_error`.
 
     Example:
@@ -122,10 +126,10 @@ class MultiViewRGBImageDecoder(LayersRGBImageDecoder):
 
     @property
     def output_size(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each view, px. Set it to one size for all views, or to a list of one for each.
+        """(height, width) of each view, px. Set it to one size for all views, or to a list with one for each.
 
-        A new value holds from the next pass on; nothing is compiled anew. Views that began with one size, and so are
-        one batch, keep one size.
+        A new value takes effect with the next pass, without recompilation. Views that had one size at construction,
+        and so are one batch, must keep one size.
         """
         sizes = tuple((height, width) for *_, height, width, _ in self._shapes)
         return sizes * len(self.views) if self._together else sizes
@@ -135,17 +139,19 @@ class MultiViewRGBImageDecoder(LayersRGBImageDecoder):
         each = isinstance(size, Sequence) and any(isinstance(part, Sequence) for part in size)
         sizes = [check_size("output_size", part) for part in (size if each else [size] * len(self.views))]
         if len(sizes) != len(self.views):
-            raise ValueError(f"output_size is one (height, width), or {len(self.views)}, one a view, got {size!r}")
+            raise ValueError(
+                f"output_size is one (height, width), or {len(self.views)}, one for each view, got {size!r}"
+            )
         if not self._together:
             self._shapes = tuple((*part, 3) for part in sizes)
         elif len(set(sizes)) == 1:
             self._shapes = ((len(sizes), *sizes[0], 3),)
         else:
-            raise ValueError(f"output_size: these views are one batch, and of one size, got {size!r}")
+            raise ValueError(f"output_size: these views are one batch and need one size, got {size!r}")
 
 
 def _view_shapes(operation: FFCVOperation, shape: Any) -> tuple[tuple[int, int, int], ...]:
-    """(height, width, 3) of each view, from the shape that `MultiViewRGBImageDecoder` declares."""
+    """Return (height, width, 3) of each view from the shape that `MultiViewRGBImageDecoder` declares."""
     if isinstance(shape[0], tuple):
         return shape
     if len(shape) == 4:
@@ -159,15 +165,16 @@ def _check_view(operation: FFCVOperation, view: int, count: int) -> None:
 
 
 class SelectView(FFCVOperation):
-    """One view of a `MultiViewRGBImageDecoder`, as FFCV's operations take images: uint8 (batch, height, width, 3).
+    """Select one view of a `MultiViewRGBImageDecoder`: uint8 (batch, height, width, 3), as FFCV's operations take it.
 
-    Not a copy. For several outputs of one decode: `PipelineSpec(decoder, transforms=[SelectView(1), ...])`.
+    The view is not copied. Use it for several outputs of one decode:
+    `PipelineSpec(decoder, transforms=[SelectView(1), ...])`.
 
     Args:
-        view: its number, from 0.
+        view: number of the view, from 0.
 
     Raises:
-        ValueError: when a loader is made; there is no such view.
+        ValueError: when a loader is made, if there is no such view.
 
     Example:
         >>> from ffcv.pipeline import PipelineSpec
@@ -190,7 +197,7 @@ class SelectView(FFCVOperation):
         shapes = _view_shapes(self, previous_state.shape)
         _check_view(self, self.view, len(shapes))
         self._apart = previous_state.shape == shapes
-        # As if compiled: FFCV compiles nothing after what is not, and hangs.
+        # Declared as compiled: FFCV hangs at compiled operations after one that is not.
         return replace(previous_state, jit_mode=True, shape=shapes[self.view]), None
 
     def generate_code(self) -> Callable[..., Any]:
@@ -206,17 +213,17 @@ class SelectView(FFCVOperation):
 
 
 class ToTorchViews(FFCVOperation):
-    """The views of a `MultiViewRGBImageDecoder` on a device: a tuple of uint8 tensors (batch, 3, height, width).
+    """Move the views of a `MultiViewRGBImageDecoder` to a device: a tuple of uint8 tensors (batch, 3, height, width).
 
-    Each is contiguous in `torch.channels_last`. On the CPU they are the decoder's memory, not copied.
+    Each tensor is contiguous in `torch.channels_last`. On the CPU the tensors share the decoder's memory.
 
     Args:
-        device: where to.
-        views: numbers of those that are wanted, from 0; by default all.
-        non_blocking: of the copy, as `ffcv.transforms.ToDevice` has it.
+        device: the target device.
+        views: numbers of the views to return, from 0; by default all.
+        non_blocking: whether the copy is asynchronous, see `ffcv.transforms.ToDevice`.
 
     Raises:
-        ValueError: when a loader is made; there is no such view.
+        ValueError: when a loader is made, if there is no such view.
 
     Example:
         >>> decoder = MultiViewRGBImageDecoder([ViewSpec((8, 8)), ViewSpec((4, 4), number=2)])

@@ -182,12 +182,12 @@ def test_copies_decode_the_same(betons, create, transform, duplicate, used: bool
 
 
 DAMAGES = [
-    ("jpg", "no JPEG", "its data are no JPEG"),
-    ("jpg", "truncated", "its JPEG is damaged"),
-    ("jpg", "another JPEG", "its JPEG has another size than the metadata say"),
-    ("jpg", "f0.height=5", "its JPEG has another size"),
-    ("jpg", "f0.mode=7", "its mode is neither"),
-    ("raw", "f0.width=5", "its raw data have another size"),
+    ("jpg", "no JPEG", "not a JPEG"),
+    ("jpg", "truncated", "the JPEG is damaged"),
+    ("jpg", "another JPEG", "the JPEG's size differs from the metadata"),
+    ("jpg", "f0.height=5", "the JPEG's size differs"),
+    ("jpg", "f0.mode=7", "the mode is none of"),
+    ("raw", "f0.width=5", "the size of the raw data differs"),
 ]
 
 

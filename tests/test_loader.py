@@ -413,7 +413,7 @@ def test_checksums_see_what_decodes(sealed, tmp_path: Path) -> None:
             assert images[29].any()
             reports.append([str(failure) for failure in loader.report()])
             assert images[30].any() == (not checksums)
-        because = "its data are not those that were written: their checksum differs"
+        because = "the checksum differs: the data are not those that were written"
         assert reports == [[f"{path}: sample 30, of class 30 (class 30): {because}"], []]
 
 

@@ -14,7 +14,7 @@ from ffcv_cropmix.errors import run_program
 from tests.betons import COUNT, damaged
 from tests.jpegs import DAMAGES
 
-DIFFERS = "its data are not those that were written: their checksum differs"
+DIFFERS = "the checksum differs: the data are not those that were written"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_damaged_samples(run, betons, sealed, tmp_path: Path) -> None:
     assert status == 1
     assert out.splitlines()[2:] == [
         f"{COUNT} images decoded, 1 samples damaged",
-        "  sample 11, of class 11: its JPEG is damaged, or neither RGB nor gray",
+        "  sample 11, of class 11: the JPEG is damaged, or neither RGB nor gray",
     ]
     path = damaged(sealed["raw"], path, 30, "a bit")
     shutil.copy(f"{sealed['raw']}.json", f"{path}.json")

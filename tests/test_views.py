@@ -204,7 +204,7 @@ def test_output_size_before_and_after(betons) -> None:
     for size, message in (
         ((0, 3), r"output_size .* got \(0, 3\)"),
         (224, "output_size .* got 224"),
-        ([(5, 5)] * 2, r"output_size is one .* or 5, one a view, got \[\(5, 5\), \(5, 5\)\]"),
+        ([(5, 5)] * 2, r"output_size is one .* or 5, one for each view, got \[\(5, 5\), \(5, 5\)\]"),
         ([(5, 5)] * 4 + [(5, 0)], r"output_size .* got \(5, 0\)"),
     ):
         with pytest.raises(ValueError, match=message):

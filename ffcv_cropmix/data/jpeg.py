@@ -124,8 +124,8 @@ def _as_baseline(data: bytes, height: int, width: int) -> bytes | None:
     return None if failed else out[: int(sizes[0])].tobytes()
 
 
-def frame_of(header: Header) -> tuple[np.ndarray, int, int]:
-    """Return the frame for `kernels.huffman`, int64 (components, 7), and the numbers of rows and columns of MCUs."""
+def grid_of(header: Header) -> huffman.Grid:
+    """Return how the blocks of an image's scan are arranged."""
     most_h = max(part.h for part in header.components)
     most_v = max(part.v for part in header.components)
     frame = np.zeros((len(header.components), 7), np.int64)
@@ -134,7 +134,7 @@ def frame_of(header: Header) -> tuple[np.ndarray, int, int]:
         rows, columns = -(-header.height * v // (8 * most_v)), -(-header.width * h // (8 * most_h))
         frame[k] = h, v, rows, columns, before, min(k, 1), 4 + min(k, 1)
         before += rows * columns
-    return frame, -(-header.height // (8 * most_v)), -(-header.width // (8 * most_h))
+    return huffman.Grid(-(-header.height // (8 * most_v)), -(-header.width // (8 * most_h)), frame)
 
 
 class Coded(NamedTuple):
@@ -169,7 +169,8 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         if markers is None:
             return None
     header, parts = markers.header, markers.header.components
-    frame, mcu_rows, mcu_columns = frame_of(header)
+    grid = grid_of(header)
+    frame = grid.frame
     most = frame[:, [huffman.H, huffman.V]].max(axis=0)
     if len(parts) not in (1, 3) or (most > 4).any() or (most % frame[:, [huffman.H, huffman.V]]).any():
         return None
@@ -177,55 +178,43 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         if dc not in markers.huffman or 16 | ac not in markers.huffman:
             return None
         component[huffman.DC_TABLE], component[huffman.AC_TABLE] = dc, 4 + ac
-    limits, offsets = np.empty((8, 17), np.int64), np.empty((8, 17), np.int64)
-    values, fast = np.zeros((8, 256), np.uint8), np.empty((8, 1 << huffman.FAST_BITS), np.int32)
+    fast = np.empty((8, 1 << huffman.FAST_BITS), np.int32)
+    tables = huffman.Tables(
+        np.empty((8, 17), np.int64), np.empty((8, 17), np.int64), np.zeros((8, 256), np.uint8), fast.ravel()
+    )
     for key, table in markers.huffman.items():
         number = (key >> 4) * 4 + (key & 15)
         counts = np.frombuffer(table[:16], np.uint8)
-        values[number, : len(table) - 16] = np.frombuffer(table[16:], np.uint8)
-        _prepare_table(counts, limits[number], offsets[number])
-        _prepare_fast_table(counts, values[number], number >= 4, fast[number])
+        tables.values[number, : len(table) - 16] = np.frombuffer(table[16:], np.uint8)
+        _prepare_table(counts, tables.limits[number], tables.offsets[number])
+        _prepare_fast_table(counts, tables.values[number], number >= 4, fast[number])
 
-    mcus = mcu_rows * mcu_columns
+    mcus = grid.rows * grid.columns
     segments = np.empty(2 + (mcus - 1) // (markers.interval or mcus), np.int64)
     scan = np.zeros(len(data) - markers.scan + 16 * len(segments) + 512, np.uint8)
     if _unstuff(np.frombuffer(data, np.uint8), markers.scan, scan, segments) != len(segments) - 1:
         return None
     each = frame[:, huffman.ROWS] * frame[:, huffman.COLUMNS]
     room, strip = (len(parts), MOST_CODES * int(each.max())), 12 * MOST_CODES * int(frame[:, huffman.COLUMNS].max())
-    counts, levels = np.empty(each.sum(), np.uint8), np.empty(each.sum(), np.int16)
-    codes, escapes = np.empty(room, np.uint8), np.empty(room, np.uint16)
-    row_escapes, totals = np.empty((3, int(frame[:, huffman.ROWS].max())), np.int64), np.empty((3, 2), np.int64)
-    if not _read_scan(
-        scan,
-        segments,
-        markers.interval or mcus,
-        mcu_rows,
-        mcu_columns,
-        frame,
-        limits,
-        offsets,
-        values,
-        fast.ravel(),
-        np.empty((3, 12), np.int64),
-        np.empty(strip, np.uint8),
-        np.empty(strip, np.uint16),
-        counts,
-        levels,
-        codes,
-        escapes,
-        row_escapes,
-        totals,
-    ):
+    strips = huffman.Strips(np.empty((3, 12), np.int64), np.empty(strip, np.uint8), np.empty(strip, np.uint16))
+    found = huffman.ByteCode(
+        counts=np.empty(each.sum(), np.uint8),
+        levels=np.empty(each.sum(), np.int16),
+        codes=np.empty(room, np.uint8),
+        escapes=np.empty(room, np.uint16),
+        row_escapes=np.empty((3, int(frame[:, huffman.ROWS].max())), np.int64),
+        totals=np.empty((3, 2), np.int64),
+    )
+    if not _read_scan(scan, segments, markers.interval or mcus, grid, tables, strips, found):
         return None
     return Coded(
         header,
-        counts,
-        levels,
+        found.counts,
+        found.levels,
         frame[:, huffman.COLUMNS].tolist(),
-        [part[:count] for part, (count, _) in zip(codes, totals)],
-        [part[:count] for part, (_, count) in zip(escapes, totals)],
-        [part[:rows] for part, rows in zip(row_escapes, frame[:, huffman.ROWS])],
+        [part[:count] for part, (count, _) in zip(found.codes, found.totals)],
+        [part[:count] for part, (_, count) in zip(found.escapes, found.totals)],
+        [part[:rows] for part, rows in zip(found.row_escapes, frame[:, huffman.ROWS])],
     )
 
 
@@ -249,7 +238,7 @@ def write_jpeg(header: Header, coefficients: np.ndarray) -> bytes:
         coefficients: int16 (blocks, 64), in natural order, component after component, row after row.
     """
     parts = header.components
-    frame, mcu_rows, mcu_columns = frame_of(header)
+    grid = grid_of(header)
     tables = {key: table for key, table in _standard_tables().items() if key & 15 < len(parts)}
     codes, lengths = np.zeros((8, 256), np.int64), np.zeros((8, 256), np.int64)
     for key, table in tables.items():
@@ -259,9 +248,9 @@ def write_jpeg(header: Header, coefficients: np.ndarray) -> bytes:
                 codes[number, value], lengths[number, value] = code, length
                 code += 1
             position, code = position + count, code << 1
-    blocks = mcu_rows * mcu_columns * int((frame[:, huffman.H] * frame[:, huffman.V]).sum())
+    blocks = grid.rows * grid.columns * int((grid.frame[:, huffman.H] * grid.frame[:, huffman.V]).sum())
     scan = np.empty(2 * 64 * 4 * blocks + 16, np.uint8)  # at most 26 bits per coefficient, and zeros after 0xFF
-    size = _write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, np.empty(3, np.int64), scan)
+    size = _write_scan(coefficients, grid, codes, lengths, np.empty(3, np.int64), scan)
     wide = max(int(part.quantisation.max()) for part in parts) > 255
     pieces = [bytes((0xFF, _SOI)), _segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0")]
     for number, part in enumerate(parts):

@@ -5,6 +5,8 @@ For conversion. What is sound, libjpeg-turbo has said before: what makes no sens
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIGZAG, code_of, whole
@@ -18,6 +20,42 @@ H, V, ROWS, COLUMNS, BLOCKS_BEFORE, DC_TABLE, AC_TABLE = range(7)
 numbers of its tables."""
 
 _END_OF_BLOCK, _ZEROS = 0x00, 0xF0
+
+
+class Grid(NamedTuple):
+    """How the blocks of a scan are arranged."""
+
+    rows: Any  # rows of MCUs
+    columns: Any  # columns of MCUs
+    frame: Any  # int64 (components, 7), see H
+
+
+class Tables(NamedTuple):
+    """The Huffman tables of an image, of DC from number 0, of AC from number 4 on."""
+
+    limits: Any  # int64 (8, 17), see `prepare_table`
+    offsets: Any  # int64 (8, 17)
+    values: Any  # uint8 (8, 256)
+    fast: Any  # int32 (8 << FAST_BITS,), see `prepare_fast_table`, one table after the other
+
+
+class Strips(NamedTuple):
+    """Working memory of `read_scan`: the codes of a row of MCUs, a strip for each row of blocks of each component."""
+
+    cursors: Any  # int64 (3, 12)
+    codes: Any  # uint8 (12 * n,), with room for a row of blocks in n
+    escapes: Any  # uint16 (12 * n,)
+
+
+class ByteCode(NamedTuple):
+    """An image in the byte code of `coefficient_code`, filled by `read_scan`."""
+
+    counts: Any  # uint8 (blocks,): number of codes of each block
+    levels: Any  # int16 (blocks,): first coefficient of each block
+    codes: Any  # uint8 (components, n)
+    escapes: Any  # uint16 (components, n)
+    row_escapes: Any  # int64 (components, rows): number of escapes of each row of blocks
+    totals: Any  # int64 (components, 2): number of codes and of escapes
 
 
 @uncounted
@@ -89,12 +127,16 @@ def _refilled(scan, position, buffer, bits):
 
 
 @uncounted
-def _find(buffer, least, table, limits, offsets, values):
-    """Bits and value of the code that a buffer begins with, of at least so many bits; 0 bits: there is none."""
+def _find(buffer, least, number, tables):
+    """Return (bits, value) of the code that a buffer begins with, of at least `least` bits; 0 bits: there is none.
+
+    number: of the table.
+    """
     code = whole(buffer >> np.uint64(48))
     for length in range(least, 17):
-        if code < limits[table, length]:
-            return length, whole(values[table, (offsets[table, length] + (code >> (16 - length))) & 255])
+        if code < tables.limits[number, length]:
+            place = tables.offsets[number, length] + (code >> (16 - length))
+            return length, whole(tables.values[number, place & 255])
     return 0, 0
 
 
@@ -146,56 +188,33 @@ def unstuff(data, start, scan, segments):
 
 
 @uncounted
-def read_scan(
-    scan,
-    segments,
-    interval,
-    mcu_rows,
-    mcu_columns,
-    frame,
-    limits,
-    offsets,
-    values,
-    fast,
-    cursors,
-    strip_codes,
-    strip_escapes,
-    counts,
-    levels,
-    codes,
-    escapes,
-    row_escapes,
-    totals,
-):
+def read_scan(scan, segments, interval, grid, tables, strips, filled):
     """Turn the one scan of a baseline JPEG into byte code. Blocks that only pad it are left out.
 
     Args:
-        scan, segments: from `unstuff`, with room for 512 bytes more; interval: MCUs between restart markers.
-        mcu_rows, mcu_columns: number of MCUs.
-        frame: int64 (components, 7), see H.
-        limits, offsets, values: int64 (8, 17), int64 (8, 17), uint8 (8, 256), of `prepare_table`.
-        fast: int32 (8 << FAST_BITS,), of `prepare_fast_table`, a table after the other.
-        cursors: int64 (3, 12); strip_codes, strip_escapes: uint8 and uint16 (12 * n,), with room for a row of blocks in
-            n: working memory.
-        counts: uint8 (blocks,), filled: number of codes of each block.
-        levels: int16 (blocks,), filled: first coefficient of each block.
-        codes, escapes: uint8, uint16 (components, n), filled.
-        row_escapes: int64 (components, rows), filled.
-        totals: int64 (components, 2), filled: number of codes and of escapes.
+        scan, segments: from `unstuff`, with room for 512 bytes more.
+        interval: MCUs between restart markers.
+        grid: Grid.
+        tables: Tables.
+        strips: Strips.
+        filled: ByteCode.
 
     Returns:
-        Whether it was read: it may be damaged, or have numbers that the byte code cannot say.
+        Whether it was read: it may be damaged, or have numbers that the byte code cannot express.
     """
+    frame, fast = grid.frame, tables.fast
+    cursors, strip_codes, strip_escapes = strips.cursors, strips.codes, strips.escapes
+    totals = filled.totals
     components, width = len(frame), strip_codes.size // 12
     predicted = cursors[2]
     segment, left = 0, interval
     position, bits, buffer = segments[0], whole(0), np.uint64(0)
     for component in range(components):
         totals[component, 0] = totals[component, 1] = predicted[component] = 0
-    for mcu_row in range(mcu_rows):
+    for mcu_row in range(grid.rows):
         for strip in range(12):
             cursors[0, strip] = cursors[1, strip] = 0
-        for mcu_column in range(mcu_columns):
+        for mcu_column in range(grid.columns):
             if left == 0:
                 if 8 * position - bits > 8 * (segments[segment + 1] - 16):
                     return False
@@ -220,7 +239,7 @@ def read_scan(
                         entry = -whole(fast[(dc << FAST_BITS) + whole(buffer >> np.uint64(64 - FAST_BITS))])
                         length, size = entry & 255, entry >> 8
                         if length == 0:
-                            length, size = _find(buffer, FAST_BITS + 1, dc, limits, offsets, values)
+                            length, size = _find(buffer, FAST_BITS + 1, dc, tables)
                         if length == 0 or size > 15:
                             return False
                         buffer <<= np.uint64(length)
@@ -252,7 +271,7 @@ def read_scan(
                             while True:
                                 length, symbol = -entry & 255, -entry >> 8
                                 if length == 0:
-                                    length, symbol = _find(buffer, least, ac, limits, offsets, values)
+                                    length, symbol = _find(buffer, least, ac, tables)
                                     if length == 0:
                                         return False
                                 buffer <<= np.uint64(length)
@@ -283,7 +302,7 @@ def read_scan(
                             if not -32768 <= predicted[component] < 32768:
                                 return False
                             block = frame[component, BLOCKS_BEFORE] + row * columns + column
-                            counts[block], levels[block] = count, predicted[component]
+                            filled.counts[block], filled.levels[block] = count, predicted[component]
                             cursors[0, strip], cursors[1, strip] = code + count, escape
         for component in range(components):
             for y in range(frame[component, V]):
@@ -291,22 +310,22 @@ def read_scan(
                 if row < frame[component, ROWS]:
                     code, escape = totals[component]
                     for k in range(cursors[0, strip]):
-                        codes[component, code + k] = strip_codes[strip * width + k]
+                        filled.codes[component, code + k] = strip_codes[strip * width + k]
                     for k in range(cursors[1, strip]):
-                        escapes[component, escape + k] = strip_escapes[strip * width + k]
-                    row_escapes[component, row] = cursors[1, strip]
+                        filled.escapes[component, escape + k] = strip_escapes[strip * width + k]
+                    filled.row_escapes[component, row] = cursors[1, strip]
                     totals[component, 0] += cursors[0, strip]
                     totals[component, 1] += cursors[1, strip]
     return 8 * position - bits <= 8 * (segments[segment + 1] - 16)
 
 
 @uncounted
-def write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, predicted, out):
+def write_scan(coefficients, grid, codes, lengths, predicted, out):
     """Write the one scan of a baseline JPEG. Blocks that pad it repeat the first coefficient of the one before.
 
     Args:
         coefficients: int16 (blocks, 64), in natural order, component after component, row after row.
-        mcu_rows, mcu_columns, frame: as `read_scan` has them.
+        grid: Grid.
         codes, lengths: int64 (8, 256): of the values of each table.
         predicted: int64 (3,), working memory.
         out: uint8, filled, with the zeros after 0xFF.
@@ -314,16 +333,17 @@ def write_scan(coefficients, mcu_rows, mcu_columns, frame, codes, lengths, predi
     Returns:
         how many bytes.
     """
+    frame = grid.frame
     buffer = bits = at = 0
     for component in range(len(frame)):
         predicted[component] = 0
-    for mcu in range(mcu_rows * mcu_columns):
+    for mcu in range(grid.rows * grid.columns):
         for component in range(len(frame)):
             rows, columns = frame[component, ROWS], frame[component, COLUMNS]
             dc, ac = frame[component, DC_TABLE], frame[component, AC_TABLE]
             for part in range(frame[component, V] * frame[component, H]):
-                row = mcu // mcu_columns * frame[component, V] + part // frame[component, H]
-                column = mcu % mcu_columns * frame[component, H] + part % frame[component, H]
+                row = mcu // grid.columns * frame[component, V] + part // frame[component, H]
+                column = mcu % grid.columns * frame[component, H] + part % frame[component, H]
                 inside = row < rows and column < columns
                 block = frame[component, BLOCKS_BEFORE] + row * columns + column if inside else 0
                 level = whole(coefficients[block, 0]) if inside else predicted[component]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .jit import jit
+from .jit import jit, uncounted
 from .rng import beta, make_key, uniforms
 
 MAX_CROPS = 8
@@ -62,18 +62,18 @@ def new_plan_arrays():
     )
 
 
-@jit
+@uncounted
 def _round(value):
     return math.floor(value + 0.5)
 
 
-@jit
+@uncounted
 def _index_below(u, n):
     """A number of 0 to n - 1 from a uniform number."""
     return min(int(u * n), n - 1)
 
 
-@jit
+@uncounted
 def sample_crop(key, stream, height, width, scale_low, scale_high, log_ratio_low, log_ratio_high, crop):
     """Fill crop (top, left, height, width) as torchvision's RandomResizedCrop.get_params does, at least 1 x 1 px.
 
@@ -106,7 +106,7 @@ def sample_crop(key, stream, height, width, scale_low, scale_high, log_ratio_low
     crop[3] = crop_width
 
 
-@jit
+@uncounted
 def _sample_number(u, digits):
     """One of the decimal digits of `digits`, each as likely."""
     count = 0
@@ -119,7 +119,7 @@ def _sample_number(u, digits):
     return digits % 10
 
 
-@jit
+@uncounted
 def _shuffled_band(key, number, order_position):
     """Which band the crop at a position of the mixing order comes from: a Fisher-Yates shuffle, without an array.
 
@@ -141,7 +141,7 @@ def _shuffled_band(key, number, order_position):
     return position
 
 
-@jit
+@uncounted
 def _sample_box(u, row, column, height, width, box):
     """Fill box (row0, col0, row1, col1): sides sqrt(1 - u) of the output's, centred on (row, column), clipped."""
     side = math.sqrt(1.0 - u)
@@ -155,7 +155,7 @@ def _sample_box(u, row, column, height, width, box):
     box[3] = min(center_column + half_width, width)
 
 
-@jit
+@uncounted
 def _sample_permutation(u, permutation):
     """Fill one of the six orders of three channels."""
     index = _index_below(u, 6)
@@ -166,7 +166,7 @@ def _sample_permutation(u, permutation):
     permutation[2] = 3 - first - second
 
 
-@jit
+@uncounted
 def sample(options, index, epoch, view, height, width, output_height, output_width, plan):
     """Sample the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of crops, flip).
 
@@ -208,7 +208,7 @@ def sample(options, index, epoch, view, height, width, output_height, output_wid
     return number, flip
 
 
-@jit
+@uncounted
 def center_crop(height, width, ratio, crop):
     """Fill the centred square crop whose side is `ratio` of the shorter side (FFCV's rule), at least 1 px."""
     side = max(int(ratio * min(height, width)), 1)
