@@ -17,6 +17,8 @@ Operation = Literal["mixup", "cutmix"]
 
 OPERATIONS: dict[str, int] = {"mixup": MIXUP, "cutmix": CUTMIX}
 OPERATION_NAMES: dict[int, Operation] = {MIXUP: "mixup", CUTMIX: "cutmix"}
+STEP_FIELDS: dict[str, tuple[str, ...]] = {"mixup": ("lams",), "cutmix": ("boxes", "paste_next")}
+"""Fields of a MixPlan, and of `PlanArrays`, that an operation has a value in for each step."""
 
 _sample = entry(sample)
 
@@ -65,14 +67,11 @@ class MixPlan:
             raise ValueError(f"crops: 1 to {MAX_CROPS} crops can be mixed, got {crops}")
         if self.operation not in OPERATIONS:
             raise ValueError(f"operation is 'mixup' or 'cutmix', got {self.operation!r}")
-        mixup = self.operation == "mixup"
-        expected = {
-            "lams": (self.lams, crops - 1 if mixup else 0),
-            "boxes": (self.boxes, 0 if mixup else crops - 1),
-            "paste_next": (self.paste_next, 0 if mixup else crops - 1),
-            "permutations": (self.permutations, crops - 1) if self.permutations is not None else ((), 0),
-        }
-        for name, (values, count) in expected.items():
+        own = (*STEP_FIELDS[self.operation], "permutations")
+        for name in ("lams", "boxes", "paste_next", "permutations"):
+            values, count = getattr(self, name), crops - 1 if name in own else 0
+            if name == "permutations" and values is None:
+                continue
             if len(values) != count:
                 raise ValueError(f"{name}: {self.operation} of {crops} crops takes {count}, got {len(values)}")
         for lam in self.lams:
@@ -95,13 +94,11 @@ class MixPlan:
         arrays = new_plan_arrays()
         steps = len(self.crops) - 1
         arrays.crops[: steps + 1] = self.crops
-        if self.operation == "mixup":
-            arrays.lams[:steps] = self.lams
-        else:
-            height, width = output_size
-            boxes = np.array(self.boxes, np.int64).reshape(-1, 4)
-            arrays.boxes[:steps] = np.clip(boxes, 0, [height, width, height, width])
-            arrays.paste_next[:steps] = self.paste_next
+        for name in STEP_FIELDS[self.operation]:
+            values = np.array(getattr(self, name))
+            if name == "boxes":
+                values = np.clip(values.reshape(-1, 4), 0, [*output_size, *output_size])
+            getattr(arrays, name)[:steps] = values
         arrays.permutations[:steps] = (0, 1, 2) if self.permutations is None else np.reshape(self.permutations, (-1, 3))
         return arrays
 
@@ -250,13 +247,16 @@ def sample_plan(
     arrays = new_plan_arrays()
     number, flip = _sample(sampling, index, epoch, view, height, width, output_height, output_width, arrays)
     steps = number - 1
-    mixup = sampling.operation == MIXUP
+    operation = OPERATION_NAMES[sampling.operation]
+    values: dict[str, Any] = {
+        "lams": arrays.lams[:steps].tolist(),
+        "boxes": [tuple(box) for box in arrays.boxes[:steps].tolist()],
+        "paste_next": (arrays.paste_next[:steps] > 0).tolist(),
+    }
     return MixPlan(
         crops=[tuple(crop) for crop in arrays.crops[:number].tolist()],
-        operation=OPERATION_NAMES[sampling.operation],
-        lams=arrays.lams[:steps].tolist() if mixup else (),
-        boxes=() if mixup else [tuple(box) for box in arrays.boxes[:steps].tolist()],
-        paste_next=() if mixup else (arrays.paste_next[:steps] > 0).tolist(),
+        operation=operation,
+        **{name: values[name] for name in STEP_FIELDS[operation]},
         permutations=[tuple(p) for p in arrays.permutations[:steps].tolist()] if sampling.inter_aug else None,
         flip=bool(flip),
     )

@@ -12,11 +12,7 @@ from .jit import jit, uncounted
 
 BILINEAR, BICUBIC, AREA = range(3)
 SUPPORT = (1.0, 2.0, 1.0)  # px at scale 1, to each side; area is bilinear where it enlarges
-NEGATIVE_LOBES = (
-    False,
-    True,
-    False,
-)  # a filter with negative weights is rendered by `two_pass`, the others by `render`
+NEGATIVE_LOBES = (False, True, False)  # whether weights can be negative; `two_pass` renders those filters
 
 FULL = 65536  # a weight of 1
 
