@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS := benchmarks/results/throughput.json
 export PYTHON
 
-.PHONY: demo examples test lint bench docs wheels clean
+.PHONY: demo examples test lint bench gpu docs wheels clean
 
 demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and draw the crops
 	$(BIN)/python examples/demo.py
@@ -25,6 +25,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.bench  ## measure against FFCV and others, and rewrite tables and plot
 	$(BIN)/python benchmarks/throughput.py $(if $(BETON),--beton $(BETON)) $(if $(PHOTOS),--data_dir "$(PHOTOS)") $(if $(DESCRIPTION),--description "$(DESCRIPTION)") --json $(RESULTS)
 	$(BIN)/python benchmarks/report.py $(RESULTS)
+
+gpu: $(VENV)/.dev  ## tests and benchmark that need a GPU; without one, say what they would run
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
