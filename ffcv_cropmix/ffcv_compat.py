@@ -29,9 +29,13 @@ from typing import Any
 
 import torch
 
-from . import libturbojpeg  # noqa: F401  # its error says more than FFCV's where FFCV's extension does not load
+from . import (
+    libtbb,
+    libturbojpeg,  # noqa: F401  # its error says more than FFCV's where FFCV's extension does not load
+)
 
 _torch_threads = torch.get_num_threads()
+libtbb.load()
 
 import numba.typed  # noqa: E402
 
