@@ -202,7 +202,7 @@ def test_a_run_that_is_broken_off_and_resumed_ends_with_the_same_weights(
     with pytest.raises(MemoryError):
         run("killed")
     monkeypatch.setattr(run_module, "seed_step", seed_step)
-    with pytest.raises(DataError, match=r"is of a run with lr.lr=0.02, not 0.03: start anew"):
+    with pytest.raises(DataError, match=r"is of a run with lr.lr=0.02, not 0.03: start a new run"):
         run("killed", "--lr.lr=0.03")
     with pytest.raises(DataError, match=r"a global batch of 16 images, not 8: set training.global_batch_size"):
         run("killed", "--training.global_batch_size=8")
@@ -332,7 +332,9 @@ def test_usage_errors_are_quick() -> None:
         (imports if line.startswith("import time:") else messages).append(line.split("|")[-1].strip())
     assert not {"torch", "ffcv", "numba"} & set(imports)  # they take seconds
     assert result.returncode == 2
-    assert messages == ["error: there is no option training.epochz; close to it: training.epochs"]
+    assert messages == [
+        "error: there is no option training.epochz; did you mean training.epochs or training.seed or training.loss?"
+    ]
 
 
 def test_unknown_architecture(data: list[str], tmp_path: Path, capsys) -> None:
