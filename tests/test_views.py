@@ -314,7 +314,7 @@ def test_damage_to_zeros_or_an_error(betons, unchecked, tmp_path: Path, mode: st
         check(samples, betons[mode], specs, epoch)
     assert [(failure.index, failure.label) for failure in loader.report()] == [(11, "11")]
     decoder = MultiViewRGBImageDecoder(specs, seed=SEED)
-    with pytest.raises(DecodeError, match="sample 11, of class 11: its"):
+    with pytest.raises(DecodeError, match="sample 11, of class 11: the "):
         read(loader_of(path, decoder, ToTorchViews()))
 
 

@@ -308,9 +308,9 @@ def test_files_and_options_that_do_not_fit(
     for options, status, message in (
         (["--beton", betons["raw"], other], 1, "other.beton: a second file of raw images"),
         (["--beton", sealed_dct], 1, "dct.beton: is compared with a file of jpg images"),
-        (["--data_dir", tmp_path, "--beton", other], 2, "give one of them"),
-        (["--beton", tmp_path / "none.beton"], 2, "none.beton: no such file"),
-        (["--num_workers", "1000"], 2, "--num_workers: at most"),
+        (["--data_dir", tmp_path, "--beton", other], 2, "data_dir must be given without beton"),
+        (["--beton", tmp_path / "none.beton"], 2, "beton must be a file, got "),
+        (["--num_workers", "1000"], 2, "num_workers must be "),
     ):
         monkeypatch.setattr(sys, "argv", ["throughput.py", *map(str, options)])
         with pytest.raises(SystemExit) as ended:

@@ -235,7 +235,7 @@ def test_what_is_written_last_is_tried_first(tmp_path: Path, monkeypatch: pytest
 
 def test_a_set_without_any_image_is_an_error(tmp_path: Path) -> None:
     source = Source(["x"], np.zeros(3, np.int64), [b"", b"x", b"y"])
-    message = "none of the images can be converted; sample 0: it is no image"
+    message = "none of the images can be converted; sample 0: not an image"
     _expect_failure(source, tmp_path / "x.beton", message, on_error="skip", num_workers=1)
 
 

@@ -189,7 +189,7 @@ def test_a_damaged_jpeg_is_encoded_anew_if_pillow_can_decode_it() -> None:
     assert _stored(bytes(broken)).origin == "damaged file"
     with pytest.raises(OSError, match="truncated"):
         _stored(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="no image that Pillow can read"):
+    with pytest.raises(ValueError, match="not an image that Pillow can read"):
         _stored(data[:20])
     with pytest.raises(OSError, match="broken"):
         _stored(sampled([(3, 1), (2, 1), (1, 1)], *PHOTO.shape[:2]))  # libjpeg enlarges by whole numbers

@@ -85,4 +85,4 @@ def test_write_dataset(sealed, sealed_dct: Path, tmp_path: Path, monkeypatch, ca
     assert (beton.sidecar.options["write_mode"], beton.sidecar.options["dct_level"]) == ("dct", -1)
     assert payload(out, 8)[1] > 1.1 * payload(sealed_dct, 8)[1]
     status, printed = _refused(monkeypatch, capsys, *command, "--dct_level=99")
-    assert (status, printed) == (2, "error: --dct_level is in -131072 to 22, got 99")
+    assert (status, printed) == (2, "error: dct_level must be in -131072 to 22, got 99")

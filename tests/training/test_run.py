@@ -61,7 +61,7 @@ class _Training:
 
 @dataclass
 class _Config:
-    may_differ = frozenset(["logging"])
+    may_differ = frozenset(["logging", "resume"])
 
     training: _Training
     logging: LoggingConfig

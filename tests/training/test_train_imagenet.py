@@ -127,7 +127,7 @@ def test_a_cropmix_run_from_config_to_closing_table(data: list[str], tmp_path: P
     assert "\n".join(printed[-3:-1]) == table([read_run(folder)])
     summary = (
         "resnet18, 11.2 M parameters, 3 classes; 50 training and 10 validation images; global batch 16 (1 x 1 x 16: "
-        "processes, accumulation steps, micro-batch); 3 epochs, 32 to 64 px, RandomResizedCrop; cpu, fp32"
+        "processes, accumulation steps, micro-batch); 3 epochs, 32 to 64 px, CropMix 234 mixup; cpu, fp32"
     )
     assert any(line.startswith(summary) for line in printed)
     assert sum(line.startswith("first batch after ") for line in printed) == 1
