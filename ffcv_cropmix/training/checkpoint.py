@@ -124,7 +124,8 @@ class Checkpoint:
             raise DataError(f"{path} is not a checkpoint of a run like this one: it cannot be resumed")
         for name in self._options.keys() | content["options"].keys():
             then, now = content["options"].get(name), self._options.get(name)
-            if then != now and self._is_fixed(name):
+            absent = name not in content["options"] and not now  # an option that is newer than the file, and off
+            if then != now and not absent and self._is_fixed(name):
                 raise DataError(f"{path} is of a run with {name}={then}, not {now}: start a new run in another folder")
         if content["images"] != self._global_batch_size:
             raise DataError(

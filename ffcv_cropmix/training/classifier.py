@@ -21,6 +21,7 @@ from ..errors import DataError, wrong_options
 from ..evaluation.accuracy import Evaluation, evaluate
 from ..evaluation.weights import create_with_weights, read_weights
 from . import compare
+from .augment import create_augmentation
 from .checkpoint import Stateful
 from .config import Config, ModelConfig
 from .distributed import Processes, join, split_batch
@@ -81,6 +82,8 @@ def train(config: Config) -> None:
     optimizer = create_sgd(groups, config.lr.lr, momentum=training.momentum)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_of = create_loss(training)
+    with wrong_options():
+        augment = create_augmentation(training.augment, random_erasing=training.random_erasing)
     mix = create_mixing(data.num_classes, mixup=training.mixup, cutmix=training.cutmix)
     trained = processes.wrap(torch.compile(model, dynamic=False) if training.compile else model)  # type: ignore[arg-type]
 
@@ -117,7 +120,7 @@ def train(config: Config) -> None:
         for _ in run.steps():
             run.set_lr(optimizer, lr_at(run.position))
             for images, labels in run.micro_batches(trained):
-                images, labels = mix(images, labels)
+                images, labels = mix(augment(images), labels)
                 with mixed_precision(device, precision):
                     loss = loss_of(trained(images), labels) / accumulation_steps
                 scaler.scale(loss).backward()

@@ -150,6 +150,10 @@ class TrainingConfig:
     """Alpha of torchvision's MixUp, which mixes images of a batch and their labels; 0: off"""
     cutmix: float = 0
     """Alpha of torchvision's CutMix, likewise; if both are on, one of them is sampled per batch"""
+    augment: Literal["trivial", "rand", "jitter"] | None = None
+    """TrivialAugment, RandAugment or colour jitter of each image, on the device, by kornia; null: off"""
+    random_erasing: float = 0
+    """Probability of erasing a rectangle of an image, on the device, by kornia; 0: off"""
     ema_decay: float = 0
     """Decay per step of an exponential moving average of the weights, which is evaluated and saved; 0: off"""
     precision: Literal["bf16", "fp16", "fp32"] | None = None
@@ -177,6 +181,7 @@ class TrainingConfig:
         require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
         require(0 <= self.mixup < math.inf, "training.mixup", ">= 0", self.mixup)
         require(0 <= self.cutmix < math.inf, "training.cutmix", ">= 0", self.cutmix)
+        require(0 <= self.random_erasing <= 1, "training.random_erasing", "in [0, 1]", self.random_erasing)
         require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
         require(0 <= self.seed < 2**32, "training.seed", "in [0, 2**32)", self.seed)
 
@@ -290,6 +295,9 @@ def augmentation(options: Mapping[str, Any]) -> str:
     if cropmix["enabled"]:
         operation = {0: "mixup", 1: "cutmix"}.get(cropmix["operation"], cropmix["operation"])
         text = f"CropMix {cropmix['number']} {operation}"
+    policy = {"trivial": "TrivialAugment", "rand": "RandAugment", "jitter": "colour jitter"}
+    text += f", {policy[training['augment']]}" if training.get("augment") else ""
+    text += f", random erasing {training['random_erasing']:g}" if training.get("random_erasing") else ""
     between = [name for name in ("mixup", "cutmix") if training.get(name)]
     return text + (f" and {' or '.join(between)} between images" if between else "")
 
