@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ffcv_cropmix.training.augment import ERASED, OnePerImage, create_augmentation
+from ffcv_cropmix.training.config import augmentation
 from ffcv_cropmix.training.distributed import seed_step
 
 pytest.importorskip("kornia")
@@ -82,6 +83,12 @@ def test_random_erasing_erases_that_share_of_images() -> None:
     share = erased.float().mean((1, 2))
     assert 0.22 < (share > 0).float().mean() < 0.28
     assert share.max() < 0.5
+
+
+def test_a_runs_label_names_it() -> None:
+    training = {"augment": "trivial", "random_erasing": 0.25, "mixup": 0.2}
+    label = augmentation({"cropmix": {"enabled": 0}, "training": training})
+    assert label == "RandomResizedCrop, TrivialAugment, random erasing 0.25 and mixup between images"
 
 
 def test_without_kornia(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ RESUMED = [
         "--model.arch=mnasnet0_5",
         "--training.loss=bce",
     ),  # it has dropout
-    *("--resume=auto", "--cropmix.enabled=1", "--training.augment=trivial", "--training.random_erasing=0.5"),
+    *("--resume=auto", "--cropmix.enabled=1", "--training.augment=jitter", "--training.random_erasing=0.5"),
 ]
 
 
