@@ -23,7 +23,7 @@ from .kernels.render import pixels_needed
 Decode = Literal["rgb", "rows", "ycbcr"]
 
 CHECKSUM = "checksum"
-"""A column of the metadata, uint64. If a file has it, the bytes of each sample are compared with it."""
+"""A uint64 column of the metadata. If a file has it, each sample's bytes are checked against it."""
 
 
 # Error codes of a sample, besides those of turbojpeg and dct.
@@ -48,36 +48,40 @@ class Workspace(NamedTuple):
     scratch: Any
     planes: Any
     box: Any  # int64 (4,): see `pixels_needed`
-    image: Any  # of `turbojpeg`, or of `dct_pixels`
+    image: Any  # buffers of `turbojpeg` or `dct_pixels`
 
 
 @jit
 def _int(number):
-    """Return a number of the metadata as int64: numba's product of an unsigned and a signed number is a float."""
+    """Convert a number of the metadata to int64: in numba, the product of uint64 and int64 is a float."""
     return int(np.int64(number))
 
 
 @jit
 def _new_nothing(scratch, interpolation, height, width, output_height, output_width):
-    """Stand in for `new_planes_scratch` where no planes are rendered, to save its compilation."""
+    """Replace `new_planes_scratch` where no planes are rendered, to save its compilation."""
     return ()
 
 
-# A batch's images are in one array, or in one for each view. Compiled code gets their addresses: a tuple of arrays
-# would be of another type, and compiled anew, for each number of views.
+# The images of a batch are in one array, or in one array per view. Compiled code gets their addresses: a tuple of
+# arrays would have another type for each number of views, and the code would be compiled again for each.
 
 
 def images_apart(images: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Where the images are: int64 (views, 3), address of a view's first sample, height, width; the others follow it.
+    """Return the addresses of images in one array per view.
 
-    images: a tuple of one array (batch, height, width, 3) for each view.
+    Args:
+        images: for each view, uint8 (batch, height, width, 3).
+
+    Returns:
+        int64 (views, 3): address of a view's first image, height, width. The view's other images follow the first.
     """
     return np.array([(batch.ctypes.data, *batch.shape[1:3]) for batch in images], np.int64)
 
 
 @jit
 def _image_at(places, view, position):
-    """One image of a batch, uint8 (height, width, 3)."""
+    """Return one image of a batch, uint8 (height, width, 3)."""
     height, width = places[view, 1], places[view, 2]
     return carray(as_pointer(places[view, 0] + position * height * width * 3), (height, width, 3), np.uint8)
 
@@ -86,28 +90,28 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 
 
 class Specialization(NamedTuple):
-    """What compiled code is specialised for."""
+    """The properties that compiled code is specialised for."""
 
     sample_layers: Any
     """A decoder's `_sample_layers`."""
     options: Any
     """The type of its options."""
     dct: bool
-    """Whether the field is a DCTImageField; else it has JPEG and raw images."""
+    """Whether the field is a DCTImageField. Otherwise it holds JPEG and raw images."""
     two_pass: bool
-    """Whether the filter has negative lobes. All filters with and all without share one compilation."""
+    """Whether the filter has negative lobes. All filters with them share one compilation, and so do all without."""
     decode: Decode
 
 
 def _decode_dct(data, height, width, box, planar, buffers):
-    """`dct_pixels.decode_dct`, both of its numbers in one."""
+    """Call `dct_pixels.decode_dct` and return both of its results in one number: code << 1 | planes."""
     code, planes = dct_pixels.decode_dct(data, height, width, box, planar, buffers)
     return code << 1 | planes
 
 
 @cache
 def _compile_decode_dct() -> Any:
-    """`_decode_dct`, compiled once for all decoders."""
+    """Compile `_decode_dct`, once for all decoders."""
     buffers = dct_pixels.new_buffers(8, 8)
     kinds = types.int64, types.int64, numba.typeof(np.empty(4, np.int64)), types.boolean, numba.typeof(buffers)
     dct_pixels.destroy_context(buffers.context)
@@ -115,14 +119,15 @@ def _compile_decode_dct() -> Any:
 
 
 def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
-    """What reads the images of a field, compiled code.
+    """Return the compiled functions that read the images of a field.
 
     Returns:
-        new_buffers: (largest height, largest width, largest area of a JPEG with a column and a row more, largest file
-            to be copied) to the buffers of one thread.
-        destroy_buffers: frees what is theirs and not numba's.
-        read_image: (data, height, width, box, buffers) to an error code or 0, and whether buffers.pixels are planes,
-            which buffers.layout describes, or RGB rows. The box says which pixels are needed.
+        new_buffers: (largest height, largest width, largest (height + 1) * (width + 1) of a JPEG, size of the largest
+            file to be copied) -> the buffers of one thread.
+        destroy_buffers: frees the memory that numba does not manage.
+        read_image: (data, height, width, box, buffers) -> (0 or an error code, whether buffers.pixels holds planes).
+            buffers.layout describes planes; otherwise buffers.pixels holds RGB rows. Only the pixels in `box` are
+            needed.
     """
     planar = kind.decode == "ycbcr" and not kind.two_pass
     if kind.dct:
@@ -178,14 +183,14 @@ def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
 
 @cache
 def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
-    """Compile once in a process.
+    """Compile the functions that decode and render one sample, once per process.
 
     Returns:
         new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, largest output height, largest
-            output width) to a Workspace.
-        destroy_workspace: frees what is not numba's.
-        render_sample: decode one sample, and render the layers that `sample_layers` fills in for each of its images;
-            return 0, or a key of CAUSES.
+            output width) -> Workspace.
+        destroy_workspace: frees the memory that numba does not manage.
+        render_sample: decodes one sample and renders, for each of its images, the layers that `sample_layers` fills
+            in; returns 0 or a key of CAUSES.
     """
     sample_layers, dct = kind.sample_layers, kind.dct
     new_scratch, render = kernels_of(kind.two_pass)
@@ -240,7 +245,7 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
             code = BAD_MODE
         for view in range(len(options)):
             out = _image_at(places, view, position)
-            if code != 0:  # what lies there is another sample's
+            if code != 0:  # the memory still holds another sample's image
                 out[:] = 0
                 continue
             output_height, output_width, _ = out.shape
@@ -264,11 +269,12 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
 
 @cache
 def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
-    """The loop over a batch, compiled once in a process: loaders of one kind of file share it.
+    """Compile the loop over a batch, once per process: loaders of one kind of file share it.
 
     Args:
-        read: the loader's function from address and storage state to bytes.
+        read: the loader's compiled function (address, storage state) -> uint8 (n,).
         checked: whether checksums are compared.
+        kind: what the loop is specialised for.
     """
     new_workspace, destroy_workspace, render_sample = compile_sample(kind)
     whole_files = kind.dct or kind.decode == "rgb"
@@ -276,12 +282,12 @@ def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
     def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
         _, epoch, largest_height, largest_width, _ = numbers.shape
         count = len(batch_indices)
-        largest_file = 0  # of those that are copied, to be changed
+        largest_file = 0  # bytes, of the files that `turbojpeg` copies to decode their first rows
         if not whole_files:
             for index in batch_indices:
                 largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
         for chunk in prange(chunks):
-            # Working memory belongs to this call: after a `break`, two passes may run one decoder for a moment.
+            # Each call has its own working memory: after a `break`, two passes may briefly run the same decoder.
             workspace = new_workspace(
                 batch_indices, metadata, largest_file, interpolation, largest_height, largest_width
             )

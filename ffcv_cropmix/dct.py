@@ -1,7 +1,7 @@
-"""Images as quantised DCT coefficients in byte code, compressed by zstd: reading them in compiled code.
+"""Read images stored as quantised DCT coefficients (byte code, compressed by zstd) in compiled code.
 
-docs/dct.md has the layout. What a file says is checked before it is believed: damaged data end in an error code, or in
-other coefficients, never outside of the arrays.
+docs/dct.md describes the layout. Every value of a file is checked before use: damaged data give an error code or wrong
+coefficients, but never an access outside the arrays.
 """
 
 from __future__ import annotations
@@ -48,18 +48,26 @@ LARGEST_FACTOR = 4
 
 
 class DctBuffers(NamedTuple):
-    """Working memory of the reading of one image after the other, owned by one thread; `open_dct` fills it."""
+    """Working memory for reading images one after another, owned by one thread; `open_dct` fills it."""
 
-    content: Any  # uint8 (n,): what zstd makes of the sample
+    content: Any  # uint8 (n,): the decompressed sample
     together: Any  # int64 (4,), see coefficient_code.BLOCKS
-    geometry: Any  # int64 (3, 13), a row for each component, see coefficient_code.ROWS
+    geometry: Any  # int64 (3, 13), one row per component, see coefficient_code.ROWS
     quantisation: Any  # uint16 (3, 64), in natural order
     index: Any  # int64 (n, 3), see coefficient_code.index_rows
 
 
 @jit
 def new_buffers(largest_content, largest_rows):
-    """Buffers for contents of up to so many bytes (`largest_content`), and so many rows of blocks a component."""
+    """Allocate buffers.
+
+    Args:
+        largest_content: largest size of a decompressed sample, bytes; see the function `largest_content`.
+        largest_rows: largest number of rows of blocks per component.
+
+    Returns:
+        DctBuffers.
+    """
     return DctBuffers(
         np.empty(largest_content, np.uint8),
         np.empty(4, np.int64),
@@ -71,7 +79,7 @@ def new_buffers(largest_content, largest_rows):
 
 @uncounted
 def _number(data, at, size):
-    """An unsigned number of `size` bytes, little-endian."""
+    """Read an unsigned little-endian integer of `size` bytes."""
     number = np.int64(0)
     for k in range(size):
         number |= np.int64(data[at + k]) << (8 * k)
@@ -80,13 +88,13 @@ def _number(data, at, size):
 
 @uncounted
 def _fixed_size(blocks, rows, components):
-    """Bytes of a content before the codes: tables, numbers of codes, differences, numbers of escapes."""
+    """Return the size of what precedes the codes, bytes: tables, code counts, differences, and escape counts."""
     return 128 * components + 3 * blocks + 2 * rows
 
 
 @uncounted
 def _check_header(data):
-    """Whether a sample begins with a header; and height, width, number of components."""
+    """Return whether a sample begins with a valid header, and its height, width, and number of components."""
     if data.size < HEADER or not (data[0] == 68 and data[1] == 67 and data[2] == 84 and data[3] == 1):
         return False, 0, 0, 0
     height, width, components = _number(data, 4, 2), _number(data, 6, 2), _number(data, 8, 1)
@@ -95,7 +103,7 @@ def _check_header(data):
 
 @jit
 def largest_content(height, width):
-    """The most bytes that the content of an image of this size can have."""
+    """Return the largest possible size of the decompressed sample of an image of this size, bytes."""
     rows, columns = (height + 7) // 8, (width + 7) // 8
     blocks = MOST_COMPONENTS * rows * columns
     return _fixed_size(blocks, MOST_COMPONENTS * rows, MOST_COMPONENTS) + 3 * MOST_CODES * blocks
@@ -103,7 +111,7 @@ def largest_content(height, width):
 
 @uncounted
 def _read_geometry(data, height, width, buffers):
-    """Fill `together` and `geometry` from a header. Return the bytes of the content; 0: it makes no sense."""
+    """Fill `together` and `geometry` from a header; return the decompressed size in bytes, 0 if it is invalid."""
     together, components = buffers.together, _number(data, 8, 1)
     most_h = most_v = blocks = rows = codes = escapes = 0
     for component in range(components):
@@ -143,16 +151,16 @@ def _read_geometry(data, height, width, buffers):
 
 @uncounted
 def open_dct(context, data, height, width, buffers):
-    """Decompress a sample, and find where in its content what is.
+    """Decompress a sample and locate its parts.
 
     Args:
-        context: from `new_context`, of one thread.
+        context: from `new_context`; used by one thread only.
         data: uint8 (n,), the sample.
-        height, width: the size that it must have, px.
-        buffers: from `new_buffers`, filled.
+        height, width: the expected size, px.
+        buffers: from `new_buffers`; filled.
 
     Returns:
-        OK, or what is wrong: BAD_DCT, OTHER_SIZE; the buffers' content then is anything.
+        OK, BAD_DCT or OTHER_SIZE. After an error the contents of the buffers are undefined.
     """
     sound, own_height, own_width, components = _check_header(data)
     if not sound:
@@ -177,7 +185,7 @@ def open_dct(context, data, height, width, buffers):
 
 @uncounted
 def decode_blocks(buffers, component, row, first_column, columns, coefficients, place, last, last_place):
-    """`coefficient_code.decode_row` of the image that `open_dct` has opened: OK, or BAD_DCT."""
+    """Call `coefficient_code.decode_row` for the image opened by `open_dct`; return OK or BAD_DCT."""
     part = buffers.geometry[component]
     sound = decode_row(
         buffers.content,
@@ -197,11 +205,14 @@ def decode_blocks(buffers, component, row, first_column, columns, coefficients, 
 
 @uncounted
 def decode_codes(buffers, coefficients, last):
-    """All blocks of the image that `open_dct` has opened, component after component: OK, or BAD_DCT.
+    """Decode all blocks of the image opened by `open_dct`, component after component.
 
     Args:
-        coefficients: int16 (at least 64 * blocks,), filled as `coefficient_code.decode_row` does.
-        last: uint8 (at least blocks,), filled.
+        coefficients: int16 (at least 64 * blocks,), filled as by `coefficient_code.decode_row`.
+        last: uint8 (at least blocks,), filled likewise.
+
+    Returns:
+        OK or BAD_DCT.
     """
     for component in range(buffers.together[COMPONENTS]):
         part = buffers.geometry[component]

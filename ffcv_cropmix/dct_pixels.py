@@ -1,6 +1,6 @@
-"""From the coefficients of an image (`dct`) to its samples or RGB pixels: all, or those of a rectangle.
+"""Decode the DCT coefficients of an image (see `dct`) to planes or RGB pixels: the whole image, or a rectangle of it.
 
-Pixels are those of libjpeg-turbo's accurate decoding of the JPEG, to the bit.
+The pixels equal libjpeg-turbo's accurate decoding of the JPEG bit for bit.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from .kernels.planes import (
 
 
 class PixelBuffers(NamedTuple):
-    """Working memory of one image after the other, owned by one thread."""
+    """Working memory for decoding images one after another, owned by one thread."""
 
-    context: Any  # of zstd, see `new_context`
+    context: Any  # zstd's, see `new_context`
     dct: Any  # DctBuffers
     coefficients: Any  # int16 (n,): of a row of blocks
     last: Any  # uint8 (n,): of the same blocks, see `inverse_dct`
     layout: Any  # int64 (3, LAYOUT): of the planes, see kernels.planes.PLANE
-    pixels: Any  # uint8 (n,): RGB rows; planes; a row of each component at the full resolution
-    sums: Any  # uint16 (n,): a row of a plane, and one sample more on each side
+    pixels: Any  # uint8 (n,): RGB rows, then planes, then one row of each component at full resolution
+    sums: Any  # uint16 (n,): a row of a plane, with one extra sample on each side
 
 
 @jit
 def new_buffers(largest_height, largest_width):
-    """Buffers for images up to the given size, px. `destroy_context` of theirs takes what numba does not."""
+    """Allocate buffers for images up to the given size, px. Free their zstd context with `destroy_context`."""
     height, width = (largest_height + 7) // 8 * 8, (largest_width + 15) // 8 * 8
     row = width + 2 * PIXELS
     return PixelBuffers(
@@ -61,7 +61,7 @@ def new_buffers(largest_height, largest_width):
 
 @uncounted
 def _lay_out(dct, height, width, layout):
-    """Say where `decode_samples` leaves the planes, and how libjpeg upsamples them. Return where they end."""
+    """Fill the layout of the planes: their places, and how libjpeg upsamples them. Return where they end."""
     most_h = most_v = 0
     end = 3 * (height * width + PIXELS)
     for component in range(dct.together[COMPONENTS]):
@@ -81,13 +81,13 @@ def _lay_out(dct, height, width, layout):
 
 @uncounted
 def _needed(first, stop, size, factor, triangle):
-    """(first, last) sample along an axis of a plane that pixels first to stop - 1 are made of."""
+    """Return the (first, last) sample along an axis of a plane that pixels first to stop - 1 depend on."""
     return max(first // factor - triangle, 0), min((stop - 1) // factor + triangle, size - 1)
 
 
 @uncounted
 def _decode_plane(component, box, buffers):
-    """Make the samples of a component that the pixels of a box are made of; return OK, or an error code."""
+    """Decode the samples of a component that the pixels of a box depend on; return OK or an error code."""
     plane = buffers.layout[component]
     top, bottom = _needed(box[0], box[2], plane[HEIGHT], plane[DOWN], plane[DOWN_TRIANGLE])
     left, right = _needed(box[1], box[3], plane[WIDTH], plane[ACROSS], plane[ACROSS_TRIANGLE])
@@ -113,10 +113,10 @@ def _decode_plane(component, box, buffers):
 
 @uncounted
 def _full_row(plane, y, pixels, sums, target):
-    """Put row y of a component at the full resolution at pixels[target + column], unless it has that already.
+    """Upsample row y of a component to pixels[target + column], unless its plane has the full resolution already.
 
     Returns:
-        Where column 0 is.
+        The offset of column 0 in `pixels`.
     """
     across, first, count = plane[ACROSS], plane[FIRST], plane[COUNT]
     near = y >> (plane[DOWN] - 1) if plane[DOWN] <= 2 else y // plane[DOWN]
@@ -142,7 +142,7 @@ def _full_row(plane, y, pixels, sums, target):
 
 @uncounted
 def _make_rgb(width, box, row, buffers):
-    """Make the RGB pixels of a box of the planes; `row`: where there is room for a row of each component."""
+    """Convert a box of the planes to RGB. `row` is the offset of working memory for one row of each component."""
     layout, pixels, sums = buffers.layout, buffers.pixels, buffers.sums
     colours = buffers.dct.together[COMPONENTS] == 3
     left, count = box[1], box[3] - box[1]
@@ -160,17 +160,19 @@ def _make_rgb(width, box, row, buffers):
 
 @uncounted
 def decode_dct(data, height, width, box, planar, buffers):
-    """Decode the part of a sample that the pixels of a box are made of, into buffers.pixels.
+    """Decode the part of a sample that the pixels of a box depend on into buffers.pixels.
 
     Args:
-        data: uint8 (n,), as `open_dct` takes it.
-        height, width: the size that the image must have, px.
-        box: int64 (4,), top, left, bottom, right, px, end-exclusive, not empty.
-        planar: leave it in planes, if luma has the full resolution, and blue and red the same.
+        data: uint8 (n,), the sample, see `open_dct`.
+        height, width: the expected size of the image, px.
+        box: int64 (4,), top, left, bottom, right, px; bottom and right are exclusive; not empty.
+        planar: keep planes if luma has the full resolution, and blue and red the same resolution as each other.
+        buffers: PixelBuffers.
 
     Returns:
-        OK, or an error code of `open_dct` (the pixels then are anything); whether there are planes, which
-        buffers.layout describes, or the RGB rows of the image. What is not in the box is anything.
+        (code, planes): `code` is OK or an error code of `open_dct`; after an error the pixels are undefined. `planes`
+        is True if the result is planes, described by buffers.layout, and False if it is the RGB rows of the image.
+        Pixels outside the box are undefined.
     """
     code = open_dct(buffers.context, data, height, width, buffers.dct)
     if code != OK:

@@ -63,7 +63,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
     """Compiled: (options, index, epoch, view, height, width, output height, output width, plan, layers) ->
     (number of layers, flip); fills `layers`, may use `plan`."""
     _options: np.ndarray
-    """The options of `_sample_layers`, an element for each view."""
+    """The options of `_sample_layers`, one element per view."""
     _places: Any = staticmethod(images_apart)
     """Return the addresses of a batch's images from its arrays."""
     _result: Any = staticmethod(_first)
@@ -84,7 +84,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
                 raise ValueError(f"{name} is one of {', '.join(values)}, got {value!r}")
         self._decode = decode
         self._on_error = on_error
-        self._next_epoch: int | None = None  # None until a loader has taken the decoder in
+        self._next_epoch: int | None = None  # None until a loader uses the decoder
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options, without the tables and functions of the loader that uses the decoder."""
@@ -96,7 +96,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         frozen(self._options)  # a copied array is writable, which is another type to numba
 
     def accept_field(self, field: Field) -> None:
-        FFCVOperation.accept_field(self, field)  # a DCTImageField too, which fields.py has FFCV's decoders refuse
+        FFCVOperation.accept_field(self, field)  # also a DCTImageField; fields.py makes FFCV's decoders refuse it
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the next pass, 0 to 2**32 - 1; later passes count on from there.
@@ -119,7 +119,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         shapes, dtype = self._shapes, np.dtype("u1")
         state = replace(previous_state, jit_mode=True, shape=shapes[0] if len(shapes) == 1 else shapes, dtype=dtype)
         return state, (
-            AllocationQuery((), np.dtype("i8")),  # what is wrong with each sample
+            AllocationQuery((), np.dtype("i8")),  # the error code of each sample
             AllocationQuery((epoch, max(shape[-3] for shape in shapes), max(shape[-2] for shape in shapes), 0), dtype),
             *(AllocationQuery(shape, dtype) for shape in shapes),
         )
@@ -171,7 +171,7 @@ class _OneImageDecoder(LayersRGBImageDecoder):
 
 
 def frozen(options: np.ndarray) -> np.ndarray:
-    """Make an array read-only: numba then sees one type, however the array was made."""
+    """Make an array read-only, so that numba sees the same type however the array was made."""
     options.setflags(write=False)
     return options
 
@@ -227,7 +227,7 @@ class CropMixRGBImageDecoder(_OneImageDecoder):
             libjpeg-turbo's accurate decoding (Pillow's). There "rows" is the same as "rgb", and "ycbcr" applies to any
             subsampling but gray.
 
-    The output is uint8 (batch, height, width, 3), as that of FFCV's decoders.
+    The output is uint8 (batch, height, width, 3), as with FFCV's decoders.
 
     Raises:
         ValueError: an option is out of range; the message names it and the value.

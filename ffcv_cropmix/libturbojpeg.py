@@ -1,7 +1,7 @@
-"""libjpeg-turbo's decoding functions, from Python and from compiled code.
+"""Call libjpeg-turbo's decoding functions from Python and from compiled code.
 
-FFCV's extension module is linked with libjpeg-turbo: they are called through that, so nothing is compiled or installed
-besides. FFCV itself is not imported, which takes seconds.
+FFCV's extension module is linked with libjpeg-turbo. The functions are called through that module, so nothing else has
+to be compiled or installed. FFCV itself is not imported, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ transform = _function("tjTransform", _INT, _ADDRESS, _ADDRESS, _SIZE, _INT, _ADD
 largest_size = _function("tjBufSize", _SIZE, _INT, _INT, _INT)
 
 TRANSFORM = np.dtype([("region", "i4", 4), ("operation", "i4"), ("options", "i4"), ("data", "u8"), ("filter", "u8")])
-"""What `transform` takes: struct tjtransform"""
+"""The argument of `transform`: struct tjtransform."""
 
 TJPF_RGB, TJPF_GRAY, TJSAMP_444, TJSAMP_420, TJERR_FATAL = 0, 6, 0, 2, 1
 TJXOPT_COPYNONE, TJFLAG_NOREALLOC = 64, 1024

@@ -1,7 +1,7 @@
-"""Zstandard's decompression, from Python and from compiled code.
+"""Call Zstandard's decompression from Python and from compiled code.
 
-The package backports.zstd has the library in its extension module: it is called through that, so nothing is compiled or
-installed besides. Where that has none, the system's is taken.
+The extension module of the package backports.zstd contains the library. It is called through that module, so nothing
+else has to be compiled or installed. If the module does not contain it, the system's library is used.
 """
 
 from __future__ import annotations
@@ -37,4 +37,5 @@ _function = partial(declare, _library)
 new_context = _function("ZSTD_createDCtx", _ADDRESS)
 destroy_context = _function("ZSTD_freeDCtx", _ADDRESS, _ADDRESS)
 decompress = _function("ZSTD_decompressDCtx", _ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _SIZE)
-"""(context, target, its size, source, its size) -> bytes, or a negative number: damaged, its checksum differs, ..."""
+"""(context, target, its size, source, its size) -> number of bytes, or an error as a negative number: the data are
+damaged, the checksum differs, ..."""

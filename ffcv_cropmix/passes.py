@@ -18,14 +18,14 @@ from .streams import SlotStreams
 if TYPE_CHECKING:
     from .loader import Loader
 
-_PATIENCE = 0.5  # s that an interrupt waits for the batch at work; a pipeline that hangs is left behind
+_PATIENCE = 0.5  # s that an interrupt waits for the batch in progress; a pipeline that hangs is abandoned
 
 
 class _PassThread(threading.Thread):
-    """Computes the batches of one pass into a ring of slots, at most `batches_ahead` before the consumer.
+    """Compute the batches of one pass into a ring of slots, at most `batches_ahead` ahead of the consumer.
 
-    One further slot is the batch at work, another the batch in the consumer's hands, which stays as it is until the
-    consumer asks for the next one.
+    One more slot holds the batch in progress, and another the batch that the consumer is using. The latter stays
+    unchanged until the consumer requests the next batch.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -33,18 +33,18 @@ class _PassThread(threading.Thread):
         self.loader = loader
         self.failure: BaseException | None = None
         self._held: int | None = None
-        """The slot in the consumer's hands"""
+        """The slot that the consumer is using"""
         self._ready: deque[tuple[int, tuple[Any, ...]]] = deque()
         self._changed = threading.Condition()
         self._stopped = self._ended = False
 
     @property
     def waits(self) -> bool:
-        """Whether the pass was neither started nor closed."""
+        """Return whether the pass was neither started nor closed."""
         return self.ident is None and not self._stopped
 
     def begin(self, order: np.ndarray) -> None:
-        """Start computing the batches of these rows."""
+        """Start to compute the batches of these rows."""
         loader = self.loader
         self._batches = [order[start : start + loader.batch_size] for start in range(0, len(order), loader.batch_size)]
         slots = loader.batches_ahead + 2
@@ -104,10 +104,10 @@ class _PassThread(threading.Thread):
         return tuple(values[f"result_{node}"] for node in outputs)
 
     def next_batch(self) -> tuple[Any, ...] | None:
-        """Hand back the batch of the last call and wait for the next one; None after the last.
+        """Release the batch of the last call, and return the next one when it is ready; None after the last.
 
         Raises:
-            Exception: the pipeline's, after the batches before the failure.
+            Exception: the pipeline's own, raised after the batches that precede the failure.
         """
         if self._held is not None:
             self._streams.hand_back(self._held)
@@ -131,7 +131,7 @@ class _PassThread(threading.Thread):
         return None
 
     def close(self, patience: float | None = None) -> None:
-        """Begin no further batch; wait for the one at work, at most `patience` seconds. May be called again."""
+        """Start no further batch, and wait at most `patience` seconds for the one in progress. May be called again."""
         with self._changed:
             if self._stopped:
                 return

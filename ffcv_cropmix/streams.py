@@ -11,20 +11,20 @@ from torch import cuda
 
 
 class SlotStreams:
-    """Order the copies to GPUs of a pass against the work of its consumer. Does nothing on a machine without a GPU.
+    """Synchronise the copies of a pass to GPUs with the work of its consumer. Does nothing on a machine without a GPU.
 
     A slot is a pinned buffer on the host and one on the GPU. Copies and the consumer's work are both asynchronous.
     Therefore
 
-    - a slot's stream waits for what its buffers were used for before: they were allocated on the consumer's stream;
+    - a slot's stream waits for earlier uses of its buffers, which were allocated on the consumer's stream;
     - the pass thread waits until a slot's last copy has ended before it fills the pinned buffer again (`fill`);
     - a slot's stream waits for the consumer's work on the slot's last batch before it overwrites it (`fill`);
     - the consumer's stream waits for the copy of the batch (`hand_over`);
-    - the pass thread waits for all copies before the buffers are freed (`finish`): torch's allocators do not know of
-      copies from parts of a pinned buffer, or on streams of a slot, and would give the memory to the next pass.
+    - the pass thread waits for all copies before the buffers are freed (`finish`): torch's allocators do not track
+      copies from parts of a pinned buffer or on a slot's streams, and would give the memory to the next pass.
 
-    The host waits for events, never for a stream: `torch.cuda.set_sync_debug_mode`, which is the process's, objects to
-    that.
+    The host waits for events, never for a stream: `torch.cuda.set_sync_debug_mode`, which applies to the whole process,
+    reports the latter.
 
     Args:
         slots: Number of slots.
@@ -45,9 +45,9 @@ class SlotStreams:
         self._consumed: list[list[cuda.Event]] = [[] for _ in range(slots)]
 
     def enter_thread(self) -> None:
-        """Make the current device of the thread that began the pass the current one of this thread.
+        """Set this thread's current device to that of the thread that started the pass.
 
-        A thread begins with GPU 0, where each process would get a CUDA context of half a GiB (ffcv#190).
+        A new thread starts with GPU 0, where each process would create a CUDA context of half a GiB (ffcv#190).
         """
         if self._devices:
             cuda.set_device(self._devices[-1])
@@ -71,14 +71,14 @@ class SlotStreams:
                 event.record(stream)
 
     def hand_over(self, slot: int, batch: Any) -> None:
-        """Let the consumer's current streams wait for a slot's copies."""
+        """Make the consumer's current streams wait for a slot's copies."""
         for stream in self._streams[slot]:
             cuda.current_stream(stream.device).wait_stream(stream)
         for tensor in _cuda_tensors(batch):  # made on a slot's stream by a module, or before on another stream
             tensor.record_stream(cuda.current_stream(tensor.device))
 
     def hand_back(self, slot: int) -> None:
-        """Remember what the consumer has submitted until now: all its work on the slot's batch."""
+        """Record events after the work that the consumer has submitted so far: all its work on the slot's batch."""
         streams = self._streams[slot]
         self._consumed[slot] = [cuda.current_stream(stream.device).record_event() for stream in streams]
 

@@ -20,7 +20,7 @@ from .plan import Operation, check_size, sampling_options
 
 
 def _images_together(images: tuple[np.ndarray, ...]) -> np.ndarray:
-    """`images_apart` where the images share an array, (batch, views, height, width, 3): see `_by_views`."""
+    """Return what `images_apart` does, for images in one array (batch, views, height, width, 3): see `_by_views`."""
     count, views, height, width, _ = images[0].shape
     first, size = images[0].ctypes.data, count * height * width * 3
     return np.array([(first + view * size, height, width) for view in range(views)], np.int64)
@@ -31,7 +31,7 @@ def _all(images: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 
 
 def _by_views(images: tuple[np.ndarray, ...]) -> np.ndarray:
-    """The array of `_images_together` as its memory is used, view after view: so each view is a batch without gaps."""
+    """Return the array of `_images_together` with its true strides: view follows view, so each view is contiguous."""
     count, views, height, width, _ = images[0].shape
     image = height * width * 3
     return as_strided(images[0], (count, views, height, width, 3), (image, count * image, width * 3, 3, 1))

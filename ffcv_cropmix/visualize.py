@@ -116,7 +116,7 @@ def contact_sheet(
 
     Args:
         sheets: one below the other.
-        output_size: (height, width) of crops and mixes, px; that of the plans.
+        output_size: (height, width) of crops and mixes, px, as the plans were sampled for.
         interpolation: of crops and mixes.
         title: of the figure.
         room: for so many crops at least; figures with the same room, images and rows are of the same size.
