@@ -1,14 +1,16 @@
-"""Compiled code on disk: a process loads what an earlier one on this machine has compiled.
+"""Cache compiled code on disk: a process loads what an earlier process on this machine has compiled.
 
-Numba's own `cache=True` does not serve here. Its index and its data are separate files with numbers for names, so that
-two processes that fill it at once can leave an index that names the code of another signature: a segmentation fault
-(numba#4807, numba#10128). It looks at the file of a function, not at those of the functions that it calls. And it
-believes what it reads. Here a file holds one function of one signature; its name is a hash of all that the code depends
-on, it gets that name when it is whole, and begins with a checksum. What is not as it should be is compiled.
+Numba's own `cache=True` does not suffice, for three reasons. Its index and its data are separate files, named by
+numbers: two processes that fill it at once can leave an index that points to the code of another signature, and the
+next process crashes with a segmentation fault (numba#4807, numba#10128). It checks the source file of a function, but
+not the files of the functions that this one calls. It does not check what it reads.
 
-Files lie in `ffcv_cropmix` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), or in $NUMBA_CACHE_DIR.
-FFCV_CROPMIX_CACHE=0 switches this off. A folder that cannot be written, or a full disk, is no error. Loading executes
-what a file says, as with numba's cache: let nobody write there whom you would not let run programs as you.
+Here a file holds one function with one signature. Its name is a hash of everything that the code depends on. It is
+renamed to that name when it is complete, and it begins with a checksum. A function with no valid file is compiled.
+
+The files are in `ffcv_cropmix` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) or in $NUMBA_CACHE_DIR.
+FFCV_CROPMIX_CACHE=0 switches the cache off. A folder that cannot be written or a full disk is not an error. Loading a
+file executes its code, as with numba's cache: give write access only to users who may run programs as you.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ from numba.core.sigutils import normalize_signature
 
 _ROOT = Path(__file__).parents[1]
 _FOLDERS = {"ffcv_cropmix": _ROOT, "ffcv_cropmix.kernels": _ROOT / "kernels", "ffcv_cropmix.data": _ROOT / "data"}
-"""Packages of functions that are compiled; a change in any of their files is one of all compiled code."""
+"""Packages with compiled functions. A change in any of their files invalidates all compiled code."""
 _ELSEWHERE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY")
-"""Numba's settings that do not change code."""
-_MOST_FILES = 1000  # of 0.2 MB: the oldest go
+"""Numba's settings that do not affect compiled code."""
+_MOST_FILES = 1000  # of about 0.2 MB; the oldest are deleted
 _DIGEST = hashlib.sha256().digest_size
 
 
 def _number_functions() -> None:
-    """Let numba number functions from a random number on.
+    """Make numba number functions from a random number on.
 
-    Symbols in object code end in these numbers, which begin with 1 in each process: code of two processes would have
-    equal names for different functions, and the linker take one for the other.
+    Symbols in object code end in these numbers, which start at 1 in each process. Code from two processes would have
+    equal symbols for different functions, and the linker would confuse them.
     """
     FunctionIdentity._unique_ids = itertools.count(secrets.randbits(60))
 
@@ -61,10 +63,10 @@ if _numbered:
 
 
 def identity(value: Any) -> str:
-    """What names a function, or a constant, that compiled code is made of: the same in each process.
+    """Return a name for a function or constant that compiled code depends on. It is the same in every process.
 
     Raises:
-        TypeError: there is no such name, as for a function of somebody else's, whose source may change unseen.
+        TypeError: there is no such name. An example is a function of another package: its source may change unnoticed.
     """
     if isinstance(value, Dispatcher):
         value = value.py_func
@@ -81,7 +83,7 @@ def identity(value: Any) -> str:
 
 
 def _digest_of_sources() -> str:
-    """Of the files in `_FOLDERS`; empty if there are none, as in an archive."""
+    """Return the SHA-256 of the source files in `_FOLDERS`; "" if there are no files, as in a zip archive."""
     digest = hashlib.sha256()
     paths = [path for folder in _FOLDERS.values() for path in sorted(folder.glob("*.py"))]
     for path in paths:
@@ -95,7 +97,7 @@ _versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
 
 
 def _stamp() -> str:
-    """All that compiled code depends on besides function, signature and CPU: sources, versions, numba's settings."""
+    """Return what code depends on besides function, signature and CPU: sources, versions, numba's settings."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")}
     for name in _ELSEWHERE:
         settings.pop(name, None)
@@ -104,7 +106,7 @@ def _stamp() -> str:
 
 @cache
 def _folder() -> Path | None:
-    """Where the files lie; None: nowhere."""
+    """Return the folder of the files; None if the cache is off."""
     if os.environ.get("FFCV_CROPMIX_CACHE") == "0" or not _numbered or not _sources:
         return None
     chosen = os.environ.get("NUMBA_CACHE_DIR") or config.CACHE_DIR  # type: ignore[attr-defined]
@@ -113,7 +115,7 @@ def _folder() -> Path | None:
 
 
 class DiskCache(NullCache):
-    """What numba asks for compiled code before it compiles, and hands it to after that, for one function.
+    """The cache of one function: numba loads compiled code from it, or compiles and saves the code to it.
 
     Args:
         name: `identity` of the function and the options that it is compiled with.
@@ -123,7 +125,7 @@ class DiskCache(NullCache):
         self._name = name
 
     def _place(self, signature: Any, context: Any) -> tuple[Path | None, str]:
-        """The file for a signature, and the text whose hash names it."""
+        """Return the file for a signature, and the text that its name is the hash of."""
         folder = _folder()
         if folder is None:
             return None, ""
@@ -148,9 +150,9 @@ class DiskCache(NullCache):
 
     def save_overload(self, sig: Any, cres: Any) -> None:
         path, key = self._place(sig, cres.target_context)
-        if path is None or cres.library.has_dynamic_globals:  # addresses are those of this process
+        if path is None or cres.library.has_dynamic_globals:  # contains addresses of this process
             return
-        if _digest_of_sources() != _sources:  # they were edited: what was imported, before or after that?
+        if _digest_of_sources() != _sources:  # edited meanwhile: the imported version is unknown
             return
         content = dumps((key, cres._reduce()))
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")

@@ -1,7 +1,7 @@
-"""XXH64 with seed 0 (the xxHash specification, 0.1.1): the checksum of a sample's bytes, as the package xxhash has it.
+"""Compute XXH64 with seed 0 (xxHash specification 0.1.1), the checksum of a sample's bytes, as the package xxhash does.
 
-Compiled, bytes can be compared where they are decoded, in the same threads. All is of uint64, which wraps; interpreted
-(NUMBA_DISABLE_JIT=1), NumPy warns of that.
+Compiled, the checksum is computed where the bytes are decoded, in the same threads. All numbers are uint64 and wrap
+around; if the code is interpreted (NUMBA_DISABLE_JIT=1), NumPy warns about that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _rotate(value, bits):
 
 @jit
 def _word(data, at, size):
-    """`size` bytes, little-endian: LLVM makes one load of it."""
+    """Read `size` bytes, little-endian. LLVM turns this into one load."""
     value = np.uint64(0)
     for k in range(size):
         value |= np.uint64(data[at + k]) << np.uint64(8 * k)
@@ -41,7 +41,7 @@ def _round(accumulator, word):
 
 @jit
 def xxh64(data):
-    """XXH64 of uint8 (n,), as uint64."""
+    """Return the XXH64 of `data`, uint8 (n,), as uint64."""
     size = data.size
     at = 0
     if size >= 32:

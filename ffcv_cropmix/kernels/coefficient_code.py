@@ -1,10 +1,10 @@
-"""Quantised DCT coefficients as a byte code: one byte for a run of zeros and the coefficient that ends it.
+"""A byte code for quantised DCT coefficients: one byte for a run of zeros and the coefficient that ends it.
 
-A JPEG's Huffman codes are decoded bit after bit. These bytes are decoded by look-ups in a table, which do not wait for
-each other, and the entropy coding is left to zstd, which compresses them. The layout is in docs/dct.md.
+A JPEG's Huffman codes must be decoded bit by bit. These bytes are decoded by independent table look-ups, and zstd,
+which compresses them, does the entropy coding. docs/dct.md describes the layout.
 
-A component's blocks are independent: for each, `counts` has the number of its codes. So rows and columns of blocks that
-nobody needs are skipped.
+The blocks of a component can be found independently: `counts` holds the number of codes of each. So rows and columns of
+blocks that are not needed are skipped.
 """
 
 from __future__ import annotations
@@ -26,42 +26,43 @@ ZIGZAG = np.array(
     ],
     np.uint8,
 ).ravel()
-"""Where in a block, row by row, the coefficients are that JPEG has in this order."""
+"""The index in a block (row by row) of each coefficient in JPEG's zigzag order."""
 
 LARGEST = (78, 16, 6, 5, 3, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
-"""The largest magnitude that has a code, for runs of 0, 1, ... zeros: the commonest 254 of 160 ImageNet photos."""
+"""The largest magnitude that has a code, for runs of 0, 1, ... zeros: the 254 commonest in 160 ImageNet photos."""
 
 FIRST_ESCAPE = 254
-"""The code of what has none; 255 if it is negative. The 16 bits of an escape are run << 10 | magnitude."""
+"""The code of a coefficient without its own code; 255 if it is negative. An escape has 16 bits: run << 10 | magnitude.
+"""
 
 MOST_CODES = 63
-"""Of a block."""
+"""Largest number of codes per block."""
 
 LARGEST_MAGNITUDE = 1023
-"""Of a coefficient that is not the first of its block."""
+"""Largest magnitude of a coefficient other than the first of its block."""
 
 ROWS, COLUMNS, COUNTS, DIFFERENCES, CODES, ESCAPES, ROW_ESCAPES, FIRST_INDEX, N_CODES, N_ESCAPES, FIRST_BLOCK, H, V = (
     range(13)
 )
-"""What is known of a component: size in blocks; where in the content its numbers of codes, the differences of first
-coefficients, codes, escapes and the numbers of escapes of each row begin; its first row in the index; number of codes
-and escapes; how many blocks the components before it have; sampling factors."""
+"""Columns that describe a component: its size in blocks; the offsets in the content of its counts, its differences of
+first coefficients, its codes, its escapes and its numbers of escapes per row; its first row in the index; its number of
+codes and of escapes; the number of blocks of the components before it; its sampling factors."""
 
 BLOCKS, ALL_ROWS, ALL_ESCAPES, COMPONENTS = range(4)
-"""What is known of all components together: blocks, rows of blocks, escapes, how many they are. A number of 16 bits is
-in two places of the content: all low bytes, then all high bytes."""
+"""Columns that describe all components together: number of blocks, rows of blocks, escapes and components. The content
+stores 16-bit numbers as all low bytes, then all high bytes."""
 
 CODES_AT, ESCAPES_AT, LEVEL = range(3)
-"""Columns of the index: of a row of blocks the number of its first code, of its first escape, and the first coefficient
-of its first block."""
+"""Columns of the index, for each row of blocks: the number of its first code, the number of its first escape, and the
+first coefficient of its first block."""
 
 
 NOT_NEGATIVE = 2**62 - 1
-"""A mask that changes no offset, but tells the compiler that it need not look for negative ones: 2 times as fast."""
+"""A mask that changes no offset, but tells the compiler that offsets are not negative: 2 times as fast."""
 
 
 def _meanings() -> np.ndarray:
-    """Of each code: value << 16 | how far it goes on in ZIGZAG, int32 (256,)."""
+    """Return value << 16 | number of steps in ZIGZAG of each code, int32 (256,)."""
     values = [
         (sign * magnitude) << 16 | (run + 1)
         for run, largest in enumerate(LARGEST)
@@ -89,13 +90,13 @@ FIRST_CODES = _first_codes()
 
 @uncounted
 def whole(number):
-    """As int64, which numbers of other kinds are added to as such in compiled code and in Python."""
+    """Convert to int64, so that compiled code and Python compute with the same type."""
     return np.int64(number)
 
 
 @uncounted
 def code_of(run, value):
-    """The code of a coefficient after `run` zeros: 0 to 253, or FIRST_ESCAPE and the next one."""
+    """Return the code of a coefficient after `run` zeros: 0 to 253, or FIRST_ESCAPE (positive), or 255 (negative)."""
     magnitude = abs(value)
     negative = 1 if value < 0 else 0
     if magnitude > FIRST_CODES[run, 1]:
@@ -105,33 +106,34 @@ def code_of(run, value):
 
 @uncounted
 def _signed(number):
-    """0, -1, 1, -2, ... of 0, 1, 2, 3, ..."""
+    """Map 0, 1, 2, 3, ... to 0, -1, 1, -2, ..."""
     return (number >> 1) ^ -(number & 1)
 
 
 @uncounted
 def _pair(content, low, high):
-    """The number of 16 bits whose bytes are at these offsets."""
+    """Return the 16-bit number that has its low and its high byte at these offsets."""
     return whole(content[low]) | whole(content[high]) << 8
 
 
 @uncounted
 def _wrapped(value):
-    """As int16 has it."""
+    """Wrap to the range of int16."""
     return ((value + 32768) & 65535) - 32768
 
 
 @uncounted
 def index_rows(content, part, together, index):
-    """Find where the rows of a component begin.
+    """Find where each row of blocks of a component begins.
 
     Args:
-        content: uint8 (n,).
-        part, together: int64, see ROWS and BLOCKS.
-        index: int64 (n, 3), see CODES_AT: from FIRST_INDEX on, the component's rows and one more are filled.
+        content: uint8 (n,), the decompressed sample.
+        part: int64 (13,), see ROWS.
+        together: int64 (4,), see BLOCKS.
+        index: int64 (n, 3), see CODES_AT; filled from row part[FIRST_INDEX] on, for the component's rows and one more.
 
     Returns:
-        Whether the numbers agree.
+        Whether the numbers of codes and escapes are consistent.
     """
     code = escape = level = 0
     for row in range(part[ROWS]):
@@ -155,16 +157,20 @@ def decode_row(content, part, together, index, row, first_column, columns, coeff
     """Decode some neighbouring blocks of one row of blocks.
 
     Args:
-        content: uint8 (n,).
-        part, together, index: of the component, as `index_rows` has them, which has returned True.
-        row: of blocks; first_column, columns: which of its blocks.
-        coefficients: int16; 64 for each block from `place` on are filled: in natural order, not dequantised.
-        last: uint8; for each block from `last_place` on: where in ZIGZAG its last coefficient is that is not 0.
+        content: uint8 (n,), the decompressed sample.
+        part, together, index: see `index_rows`, which must have returned True.
+        row: row of blocks.
+        first_column, columns: first block in the row, and number of blocks.
+        coefficients: int16 (n,); 64 per block are filled from `place` on, in natural order, not dequantised.
+        place: offset in `coefficients`.
+        last: uint8 (n,); filled from `last_place` on with the position in ZIGZAG of each block's last nonzero
+            coefficient.
+        last_place: offset in `last`.
 
     Returns:
-        Whether the codes make sense. Whatever they are, nothing is written but those blocks.
+        Whether the codes are valid. Invalid codes write nothing outside these blocks either.
     """
-    # What the stores below could change, for all the compiler knows, is loaded once.
+    # Loaded once: the compiler has to assume that the stores below change these values.
     counts, low, high = part[COUNTS], part[DIFFERENCES], part[DIFFERENCES] + together[BLOCKS]
     escapes_low, escapes_high = part[ESCAPES], part[ESCAPES] + together[ALL_ESCAPES]
     first, at = row * part[COLUMNS], part[FIRST_INDEX] + row

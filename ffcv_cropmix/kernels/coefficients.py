@@ -1,7 +1,7 @@
-"""Filters: which inputs make up an output position, with which weights. Positions are pixel centres, in px.
+"""Filters: the inputs of each output position and their weights. Positions are pixel centres, in px.
 
-Windows are Pillow's (`precompute_coeffs`): a filter is stretched by the scale when it shrinks, and cut at the crop's
-edges, so that it never sees pixels outside the crop.
+The windows are Pillow's (`precompute_coeffs`): when shrinking, the filter is stretched by the scale. It is truncated at
+the crop's edges, so it never uses pixels outside the crop.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ import math
 from .jit import jit, uncounted
 
 BILINEAR, BICUBIC, AREA = range(3)
-SUPPORT = (1.0, 2.0, 1.0)  # px at scale 1, to each side; area is bilinear where it enlarges
-NEGATIVE_LOBES = (False, True, False)  # whether weights can be negative; `two_pass` renders those filters
+SUPPORT = (1.0, 2.0, 1.0)  # px at scale 1, to each side; area is bilinear when enlarging
+NEGATIVE_LOBES = (False, True, False)  # whether weights can be negative; `two_pass` renders these filters
 
 FULL = 65536  # a weight of 1
 
 
 @jit
 def most_taps(interpolation, size, output_size):
-    """At least the number of taps of any output position."""
+    """Return an upper bound of the number of taps of an output position."""
     return 2 * math.ceil(SUPPORT[interpolation] * max(size / output_size, 1.0)) + 1
 
 
 @jit
 def table_size(interpolation, largest_height, largest_width, output_height, output_width):
-    """Room for the taps of all output positions along either axis of a crop, images and outputs up to a size, px."""
+    """Return an upper bound of the number of taps of all output positions along either axis of a crop.
+
+    It holds for images and outputs up to the given sizes, px.
+    """
     reach = 2 * SUPPORT[interpolation]  # most_taps is below reach * max(size / output_size, 1) + 3
     return math.ceil(
         max(
@@ -37,7 +40,7 @@ def table_size(interpolation, largest_height, largest_width, output_height, outp
 
 @uncounted
 def window(interpolation, position, size, output_size):
-    """(first input, number of inputs, at least 1) of an output position."""
+    """Return (first input, number of inputs) of an output position; the number is at least 1."""
     scale = size / output_size
     center = (position + 0.5) * scale
     if interpolation == AREA and scale > 1.0:
@@ -53,7 +56,7 @@ def window(interpolation, position, size, output_size):
 
 @uncounted
 def weight(interpolation, position, k, size, output_size):
-    """Weight, not normalised, of input k in an output position."""
+    """Return the weight, not normalised, of input k in an output position."""
     scale = size / output_size
     if interpolation == AREA and scale > 1.0:
         return max(min(k + 1.0, (position + 1) * scale) - max(float(k), position * scale), 0.0)
@@ -69,13 +72,17 @@ def weight(interpolation, position, k, size, output_size):
 
 @uncounted
 def fill_coefficients(interpolation, size, output_size, share, starts, coefficients):
-    """Fill the uint16 coefficients of each output position; return their number, the same for all.
+    """Compute the coefficients of each output position, for filters without negative lobes.
 
     Args:
-        size, output_size: of the crop's and the output's side, px.
-        share: what each position's coefficients add up to, at most FULL; 1/65536.
-        starts: int32 (output_size,), first input of each position.
-        coefficients: uint16 (output_size * taps,); not for filters with negative lobes.
+        interpolation: BILINEAR or AREA.
+        size, output_size: sides of the crop and of the output, px.
+        share: sum of the coefficients of each position, in 1/65536, at most FULL.
+        starts: int32 (at least output_size,), filled with the first input of each position.
+        coefficients: uint16 (at least output_size * taps,), filled.
+
+    Returns:
+        Number of taps, the same for all positions.
     """
     taps = 1
     for position in range(output_size):
@@ -85,7 +92,7 @@ def fill_coefficients(interpolation, size, output_size, share, starts, coefficie
         total = 0.0
         for k in range(start, start + taps):
             total += weight(interpolation, position, k, size, output_size)
-        # Rounding the running sum makes the sum exact, and no coefficient more than 1/65536 off.
+        # Rounding the running sum keeps the total exact, and the error of each coefficient at most 1/65536.
         running, before = 0.0, 0
         for tap in range(taps):
             running += weight(interpolation, position, start + tap, size, output_size)

@@ -1,4 +1,4 @@
-"""From samples to RGB pixels: libjpeg's upsampling of colours and its conversion from YCbCr, bit for bit."""
+"""Convert samples to RGB pixels: libjpeg's upsampling of colours and its conversion from YCbCr, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,28 +13,38 @@ from .llvm import INDEX, U8, compiles, constant, index, load, shuffle, splat, st
 
 PIXELS, GROUP = 32, 16  # at a time
 
-# ITU-R BT.601, full range (JFIF): what libjpeg adds to luma, each sum of products rounded.
+# ITU-R BT.601, full range (JFIF): what libjpeg adds to luma. Each sum of products is rounded.
 RED = 123, 44, 747  # (factor * red + offset) * second factor / 65536; 123 * 747 is 1.402
-BLUE = 91, 59, 556  # the same of blue, and blue once more: 1.772
+BLUE = 91, 59, 556  # the same for blue, plus blue itself: 1.772
 GREEN_OF_BLUE, GREEN_OF_RED = -11277, -23401  # in 1/32768: -0.344, -0.714
 
 
 def blend_rows(samples, near, far, near_weight, far_weight, sums, start, count):
-    """Weighted sums of two rows of a plane: near_weight * samples[near:] + far_weight * samples[far:], to sums[start:].
+    """Compute near_weight * samples[near:] + far_weight * samples[far:], two rows of a plane, into sums[start:].
 
-    `count` is rounded up to groups of GROUP; what is beyond is anything. sums: uint16.
+    Args:
+        samples: uint8 (n,).
+        near, far: offsets of the rows in `samples`.
+        near_weight, far_weight: integers; the sums must fit uint16.
+        sums: uint16 (n,), filled from `start` on.
+        start: offset in `sums`.
+        count: number of sums. It is rounded up to a multiple of GROUP; values beyond `count` are undefined.
     """
     first, second = (samples[at : at + count].astype(np.uint16) for at in (near, far))
     sums[start : start + count] = first * np.uint16(near_weight) + second * np.uint16(far_weight)
 
 
 def widen(sums, start, bits, before, after, samples, target, count):
-    """Make two samples of each of `count` sums: 3/4 of it and 1/4 of its neighbour before, and after it.
+    """Make two samples of each sum: 3/4 of the sum plus 1/4 of its left neighbour, and the same with its right one.
 
     Args:
-        sums: uint16, from sums[start] on; sums[start - 1] and sums[start + count] are read, too.
-        bits: of the weights together, to shift by; before, after: what is added first, to round.
-        samples: uint8, to samples[target:]. `count` is rounded up to groups of GROUP; what is beyond is anything.
+        sums: uint16 (n,), read from sums[start - 1] to sums[start + count].
+        start: offset of the first sum.
+        bits: number of bits to shift right by: log2 of the sum of all weights.
+        before, after: rounding terms of the left and the right sample, added before the shift.
+        samples: uint8 (n,), filled from `target` on.
+        target: offset in `samples`.
+        count: number of sums. It is rounded up to a multiple of GROUP; samples beyond 2 * `count` are undefined.
     """
     middle, left, right = (sums[start + k : start + k + count] for k in (0, -1, 1))
     pairs = np.stack([3 * middle + left + np.uint16(before), 3 * middle + right + np.uint16(after)], axis=1)
@@ -44,7 +54,7 @@ def widen(sums, start, bits, before, after, samples, target, count):
 def ycbcr_to_rgb(samples, luma, blue, red, pixels, start, count):
     """Convert `count` pixels of a row, from samples[luma:], samples[blue:], samples[red:], to RGB at pixels[start:].
 
-    `count` is rounded up to groups of PIXELS; what is beyond is anything.
+    Both arrays are uint8 (n,). `count` is rounded up to a multiple of PIXELS; pixels beyond `count` are undefined.
     """
     y = samples[luma : luma + count].astype(np.int32)
     b, r = (samples[at : at + count].astype(np.int32) - 128 for at in (blue, red))
@@ -80,7 +90,7 @@ def _emit_widen(builder, sums, start, bits, before, after, samples, target, coun
 
 
 def _emit_convert(builder: Any, y: Any, b: Any, r: Any) -> list[Any]:
-    """RGB of 16 lanes of int16, not clipped."""
+    """Emit the conversion of 16 lanes of int16 to RGB, not clipped."""
 
     def moved(value: Any, shift: Any, bits: int) -> Any:
         return builder.bitcast(shift(builder.bitcast(value, _LONGS), constant(_LONGS, bits)), _WORDS)
@@ -92,7 +102,7 @@ def _emit_convert(builder: Any, y: Any, b: Any, r: Any) -> list[Any]:
         return builder.trunc(builder.lshr(product, constant(wide, 16)), _WORDS)  # vpmulhw
 
     b, r = (builder.sub(value, constant(_WORDS, 128)) for value in (b, r))
-    # Blue and red of even and of odd pixels as pairs of lanes: cheaper than to interleave them.
+    # Blue and red of even pixels, and of odd pixels, become pairs of lanes: cheaper than interleaving.
     pairs = _weave(builder, b, moved(r, builder.shl, 16)), _weave(builder, moved(b, builder.lshr, 16), r)
     even, odd = (
         builder.add(_weighted_pairs(builder, pair, GREEN_OF_BLUE, GREEN_OF_RED), constant(_LONGS, 2**14))

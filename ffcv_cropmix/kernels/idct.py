@@ -1,7 +1,7 @@
-"""From quantised DCT coefficients to samples: libjpeg's accurate inverse transform (jidctint), bit for bit.
+"""Compute samples from quantised DCT coefficients: libjpeg's accurate inverse transform (jidctint), bit for bit.
 
-Two blocks at a time are the sixteen lanes of a vector. A row of blocks whose coefficients end early, which the decoder
-of the coefficients knows, takes a shorter way to the same samples.
+Two blocks at a time fill the sixteen lanes of a vector. If only their first coefficients are not zero, which the
+decoder of the coefficients reports, a shorter computation gives the same samples.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .llvm import INDEX, U8, compiles, constant, index, load, shuffle, splat, st
 
 SHORT = 10  # zigzag positions 0 to 9 lie in the upper left 4 x 4 coefficients of a block
 FIRST_SHIFT, SECOND_SHIFT = 11, 18  # after the columns, which keep 2 bits more; after the rows
-BIAS = (128 << 5) + (1 << 4)  # what is added between: the level of a coefficient 0, and half a level, to round
+BIAS = (128 << 5) + (1 << 4)  # added between the passes: the level of a zero coefficient, and half a level to round
 
-# cos(k pi / 16) * sqrt(2) in 1/8192, and sums of them as jidctint makes them: output k of 8 is the sum of the even
-# inputs' terms plus the odd ones', output 7 - k their difference.
+# cos(k pi / 16) * sqrt(2) in 1/8192, and their sums as in jidctint. Output k of 8 is the sum of the even inputs' terms
+# and the odd inputs' terms; output 7 - k is their difference.
 ONE = 8192
 EVEN = np.array(  # inputs 0, 2, 4, 6
     [[ONE, 10703, ONE, 4433], [ONE, 4433, -ONE, -10704], [ONE, -4433, -ONE, 10704], [ONE, -10703, ONE, -4433]]
@@ -30,7 +30,7 @@ ODD = np.array(  # inputs 1, 3, 5, 7
 
 
 def _transform(values: np.ndarray, rounding: int, shift: int) -> np.ndarray:
-    """The inverse transform along the last axis but one, int16 (what sound blocks give fits that)."""
+    """Apply the inverse transform along the second to last axis; return int16, which valid blocks do not exceed."""
     even = np.tensordot(EVEN.astype(np.int32), values[..., 0::2, :].astype(np.int32), (1, -2)) + np.int32(rounding)
     odd = np.tensordot(ODD.astype(np.int32), values[..., 1::2, :].astype(np.int32), (1, -2))
     outputs = np.concatenate([even + odd, (even - odd)[::-1]]) >> shift
@@ -38,13 +38,16 @@ def _transform(values: np.ndarray, rounding: int, shift: int) -> np.ndarray:
 
 
 def inverse_dct(coefficients, quantisation, last, pairs, plane, offset, stride):
-    """Transform 2 * `pairs` blocks, neighbours from left to right, into 8 rows of samples.
+    """Transform 2 * `pairs` neighbouring blocks, from left to right, into 8 rows of samples.
 
     Args:
         coefficients: int16 (blocks * 64,), quantised, each block row by row.
         quantisation: uint16 (64,), row by row.
-        last: uint8 (blocks,), zigzag position of the last coefficient of each block that is not 0.
-        plane: uint8; the first sample goes to plane[offset]; stride: from row to row.
+        last: uint8 (blocks,), zigzag position of the last nonzero coefficient of each block.
+        pairs: number of pairs of blocks.
+        plane: uint8 (n,), filled from `offset` on.
+        offset: index of the first sample in `plane`.
+        stride: samples from row to row in `plane`.
     """
     blocks = coefficients[: 128 * pairs].reshape(-1, 8, 8) * quantisation.view(np.int16).reshape(8, 8)
     half_done = _transform(blocks, 1 << (FIRST_SHIFT - 1), FIRST_SHIFT).swapaxes(1, 2).copy()
@@ -61,7 +64,10 @@ WOVEN = [0, 4, 1, 5, 2, 6, 3, 7]  # the order in which `_shift_and_weave` leaves
 
 
 def _unpack(size: int, high: bool, group: int) -> list[int]:
-    """Lanes that interleave, `group` at a time, one half of each of the two blocks of `size` lanes of two vectors."""
+    """List the lanes that interleave two vectors, `group` lanes at a time.
+
+    A vector has two blocks of `size` lanes; the low or the high half of each is taken.
+    """
     half = size // 2
     return [
         side * 2 * size + block * size + high * half + k * group + j
@@ -78,7 +84,7 @@ def _interleave(builder: Any, first: Any, second: Any, group: int = 1) -> list[A
 
 
 def _weighted_pairs(builder: Any, pairs: Any, first: int, second: int) -> Any:
-    """Of each two lanes the weighted sum: one instruction, vpmaddwd."""
+    """Emit the weighted sum of each two lanes: one instruction, vpmaddwd."""
     wide = ir.VectorType(_I32, pairs.type.count)
     products = builder.mul(builder.sext(pairs, wide), ir.Constant(wide, [first, second] * (wide.count // 2)))
     lanes = range(0, wide.count, 2)
@@ -89,7 +95,7 @@ def _weighted_pairs(builder: Any, pairs: Any, first: int, second: int) -> Any:
 
 
 def _saturate(builder: Any, first: Any, second: Any, low: int, high: int, kind: Any) -> Any:
-    """The two blocks of lanes of each vector, in turn, clipped to bounds and to the width of `kind`: vpackuswb."""
+    """Clip two vectors to bounds, narrow them to `kind`, and take their blocks of lanes in turn: vpackuswb."""
     size = first.type.count // 2
     lanes = [side * 2 * size + group * size + k for group in (0, 1) for side in (0, 1) for k in range(size)]
     both = shuffle(builder, first, second, lanes)
@@ -100,10 +106,14 @@ def _saturate(builder: Any, first: Any, second: Any, low: int, high: int, kind: 
 
 
 def _emit_two(builder: Any, pairs: list[list[Any]], k: int, rounding: int) -> tuple[Any, Any]:
-    """Outputs k and 7 - k of `_transform`, before they are cut.
+    """Emit outputs k and 7 - k of `_transform`, before the shift.
 
-    pairs: vectors of inputs (0, 2), (4, 6) and (1, 3), (5, 7), interleaved; (4, 6) and (5, 7) are left out where they
-        are 0.
+    Args:
+        builder: LLVM's.
+        pairs: interleaved vectors of inputs (0, 2), (4, 6) and (1, 3), (5, 7); without (4, 6) and (5, 7) if these are
+            zero.
+        k: 0 to 3.
+        rounding: added before the shift.
     """
 
     def total(parts: list[Any], weights: np.ndarray) -> Any:
@@ -117,12 +127,12 @@ def _emit_two(builder: Any, pairs: list[list[Any]], k: int, rounding: int) -> tu
 
 
 def _weave(builder: Any, first: Any, second: Any) -> Any:
-    """The even lanes of the one, the odd lanes of the other: vpblendw, which is cheaper than to move lanes."""
+    """Take the even lanes of `first` and the odd lanes of `second`: vpblendw, cheaper than moving lanes."""
     return shuffle(builder, first, second, [16 * (lane % 2) + lane for lane in range(16)])
 
 
 def _shift_and_weave(builder: Any, first: Any, second: Any, shift: int) -> Any:
-    """Both, shifted right and cut to int16, in turn: first[0], second[0], first[1], ..."""
+    """Shift both vectors right, truncate to int16, and interleave them: first[0], second[0], first[1], ..."""
     up = shift - 16
     second = builder.ashr(second, constant(_LONGS, up)) if up > 0 else builder.shl(second, constant(_LONGS, -up))
     first = builder.ashr(first, constant(_LONGS, shift))
@@ -130,7 +140,10 @@ def _shift_and_weave(builder: Any, first: Any, second: Any, shift: int) -> Any:
 
 
 def _emit_whole(builder: Any, inputs: list[Any], rounding: int, shift: int) -> list[Any]:
-    """`_transform` of 8 vectors of 16 lanes, int16, or of the first 4 where the others are 0; lanes as WOVEN."""
+    """Emit `_transform` of 8 int16 vectors of 16 lanes, or of the first 4 if the others are zero.
+
+    The lanes of the result are in the order WOVEN.
+    """
     mixed = [[_interleave(builder, inputs[k], inputs[k + 2]) for k in range(first, len(inputs), 4)] for first in (0, 1)]
     outputs: list[Any] = [None] * 8
     for k in range(4):
@@ -154,7 +167,7 @@ def _emit_inverse_dct(builder, coefficients, quantisation, last, pairs, plane, o
         return builder.mul(both, shuffle(builder, weights, weights, twice))
 
     def rows(columns: list[Any], column: Any) -> None:
-        """The second pass, and the stores."""
+        """Emit the second pass and the stores."""
         columns = [columns[WOVEN.index(k)] for k in range(len(columns))] if len(columns) == 8 else columns
         columns[0] = builder.add(columns[0], constant(_WORDS, BIAS))
         samples = _emit_whole(builder, columns, 0, SECOND_SHIFT)

@@ -1,7 +1,7 @@
-"""How the kernels are compiled: one place for the flags.
+"""Decorators that compile the kernels: all compiler flags are set here.
 
-Kernels take arrays and scalars, fill what they are given, allocate nothing, and know nothing of FFCV or torch.
-They also run as plain Python (NUMBA_DISABLE_JIT=1), bit for bit the same: the tests do that.
+Kernels take arrays and scalars, fill the arrays that they are given, allocate nothing, and do not depend on FFCV or
+torch. They also run as plain Python (NUMBA_DISABLE_JIT=1) with bitwise equal results, which the tests check.
 """
 
 from __future__ import annotations
@@ -22,55 +22,57 @@ from numba.extending import intrinsic, lower_builtin, register_jitable, type_cal
 
 from .cache import DiskCache, identity
 
-# No fastmath: random numbers and pixels must agree across machines, and it lets LLVM reorder and contract. Set
-# explicitly, because numba inherits the caller's setting, and FFCV turns it on.
+# fastmath lets LLVM reorder and contract operations, but random numbers and pixels must agree across machines. It is
+# switched off explicitly, because numba inherits the caller's setting and FFCV switches it on.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 _FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **_OPTIONS}
 
-# A kernel: compiled where compiled code calls it, plain Python where Python does. Half the compile time of njit, which
-# wraps each function for both, and compiles it anew for each constant that it is called with.
+# A kernel: compiled if compiled code calls it, plain Python if Python does. It compiles in half the time of njit, which
+# wraps each function for both, and compiles it again for each constant that it is called with.
 _UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 jit = register_jitable(**_UNWRAPPED, **_OPTIONS)
 
-# The same, for a kernel that is handed all arrays and returns numbers. Numba counts the references to each array of a
-# tuple that a function is called with, by atomic additions; here it does not, and has less to compile.
+# The same, for a kernel that gets all its arrays from the caller and returns only numbers. Numba counts references to
+# each array in a tuple argument with atomic additions; without that, the kernel runs and compiles faster.
 uncounted = register_jitable(_nrt=False, **_UNWRAPPED, **_OPTIONS)
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
     def entry(function: Any, parallel: bool = False) -> Any:
-        """The function itself."""
+        """Return the function itself."""
         return function
 
     def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
-        """The function itself."""
+        """Return the function itself."""
         return function
 
     def c_function(function: Any) -> Any:
-        """The function itself."""
+        """Return the function itself."""
         return function
 
     def as_readonly(array: Any) -> Any:
-        """The array itself: types do not matter to the interpreter."""
+        """Return the array itself: the interpreter needs no types."""
         return array
 
     def as_pointer(address: int) -> Any:
-        """An address as numba.carray takes it."""
+        """Convert an address to what numba.carray takes."""
         return ctypes.c_void_p(int(address))
 
 else:
 
     def _name(function: Any) -> str | None:
-        """As `identity`; None where compiled code is not to be kept."""
+        """Return the `identity`; None if compiled code must not be cached."""
         try:
             return identity(function)
         except TypeError:
             return None
 
     def entry(function: Any, parallel: bool = False) -> Any:
-        """The function, compiled for calls from Python, once a machine.
+        """Compile a function for calls from Python; other processes load the code from the cache.
 
-        parallel: loops over prange run in numba's threads.
+        Args:
+            function: a Python function.
+            parallel: run loops over prange in numba's threads.
         """
         compiled = njit(parallel=parallel, **_FOR_PYTHON)(function)
         name = _name(function)
@@ -79,9 +81,14 @@ else:
         return compiled
 
     def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
-        """The function of a signature (numba types), compiled once a machine, for calls from compiled code.
+        """Compile a function with one signature for calls from compiled code; other processes load it from the cache.
 
-        Numba optimises a function again with each function that calls it, and again for parallel loops: here that ends.
+        Without this, numba optimises a function again within each caller, and again for parallel loops.
+
+        Args:
+            function: a Python function.
+            result: numba type of the result.
+            arguments: numba types of the arguments.
         """
         compiled: Any = CFunc(function, (arguments, result), locals={}, options=_OPTIONS)
         name = _name(function)
@@ -96,7 +103,7 @@ else:
         return call
 
     def c_function(function: Any) -> Any:
-        """A ctypes function, for calls from compiled code."""
+        """Make a ctypes function callable from compiled code."""
         address = ctypes.cast(function, ctypes.c_void_p).value
         arguments = [from_ctypes(kind) for kind in function.argtypes]
         call = _external(function, function.__name__, address, from_ctypes(function.restype), arguments)
@@ -104,9 +111,9 @@ else:
         return call
 
     def _external(function: Any, symbol: str, address: Any, result: Any, arguments: Any) -> Any:
-        """What Python and compiled code call alike: the latter through a symbol, which is linked when it is loaded.
+        """Return a function for Python and for compiled code, which calls it through a symbol linked at load time.
 
-        Numba makes constants of addresses, which are others in the next process.
+        Numba would compile the address in as a constant, and addresses differ in the next process.
         """
         symbol = f"ffcv_cropmix.{symbol}"
         llvmlite.binding.add_symbol(symbol, address)
@@ -133,9 +140,10 @@ else:
 
     @intrinsic
     def as_readonly(typing_context: Any, array: Any) -> Any:
-        """The same array under numba's read-only type.
+        """Return the same array with numba's read-only type.
 
-        Memory-mapped images are read-only, decoded ones are not: one type for both compiles each kernel once.
+        Memory-mapped images are read-only and decoded images are not. With one type for both, each kernel is compiled
+        once.
         """
         signature = array.copy(readonly=True)(array)
 
@@ -147,7 +155,7 @@ else:
 
     @intrinsic
     def as_pointer(typing_context: Any, address: Any) -> Any:
-        """An address as numba.carray takes it."""
+        """Convert an address to what numba.carray takes."""
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.inttoptr(arguments[0], cgutils.voidptr_t)

@@ -17,8 +17,8 @@ U8, U16, U32, INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(
 def compiles(definition: Callable[..., None]) -> Callable[[Callable[..., None]], None]:
     """Compile calls of `definition` to the code that the decorated function emits.
 
-    That function receives the builder, then the arguments: for an array the address of its first element, for a number
-    an int64, for a NamedTuple of these the same NamedTuple.
+    The decorated function receives the builder and then the arguments: an array as the address of its first element, a
+    number as int64, and a NamedTuple of these as the same NamedTuple.
     """
 
     def register(emit: Callable[..., None]) -> None:

@@ -1,9 +1,9 @@
-"""Counter-based random numbers: each depends on what it is for, not on the ones before.
+"""Counter-based random numbers: each number depends on its purpose, not on the numbers before it.
 
-Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed; the
-counter is (sample index, epoch, 32 * view + stream, block). Hence the same seed gives the same pixels whatever the
-number of workers, the batch size, the order or the point of resumption. A view is one of several images made of a
-sample, a stream is one purpose (sampling.py lists them), a block is four numbers of it.
+The generator is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the
+seed; the counter is (sample index, epoch, 32 * view + stream, block). So the same seed gives the same pixels for any
+number of workers, batch size and order, and after a resumption. A view is one of several images made of a sample, a
+stream is one purpose (sampling.py lists them), and a block is four numbers of a stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WEYL_1 = 0xBB67AE85  # sqrt(3) - 1
 
 @jit
 def _multiply(a, b):
-    """(high, low) 32 bits of the product of two 32-bit numbers, in steps that fit int64: numba and Python agree."""
+    """Return the (high, low) 32 bits of the product of two 32-bit numbers. All steps fit int64: numba equals Python."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -31,7 +31,7 @@ def _multiply(a, b):
 
 @jit
 def philox4x32(counter_0, counter_1, counter_2, counter_3, key_0, key_1):
-    """Four 32-bit numbers (as int64) from a 128-bit counter and a 64-bit key, each given in 32-bit words."""
+    """Return four 32-bit numbers (as int64) from a 128-bit counter and a 64-bit key, each given as 32-bit words."""
     for _ in range(10):
         high_0, low_0 = _multiply(_MULTIPLIER_0, counter_0)
         high_1, low_1 = _multiply(_MULTIPLIER_1, counter_2)
@@ -46,7 +46,7 @@ def philox4x32(counter_0, counter_1, counter_2, counter_3, key_0, key_1):
 
 @jit
 def uniforms(key, stream, block):
-    """Four independent uniform numbers in the open interval (0, 1), 32 bits each.
+    """Return four independent uniform numbers in the open interval (0, 1), 32 bits each.
 
     `key` is (seed low, seed high, sample index, epoch, first stream): see `make_key`.
     """
@@ -58,16 +58,17 @@ def uniforms(key, stream, block):
 
 @jit
 def make_key(seed_low, seed_high, index, epoch, view):
-    """The key of one view of a sample in one epoch, each word cut to 32 bits."""
+    """Return the key of one view of a sample in one epoch, each word truncated to 32 bits."""
     return seed_low & _MASK, seed_high & _MASK, index & _MASK, epoch & _MASK, STREAMS * view & _MASK
 
 
 @jit
 def beta(key, stream, a):
-    """A sample of Beta(a, a), in [0, 1].
+    """Sample from Beta(a, a), in [0, 1].
 
-    a < 1/2: Jöhnk's method in logarithms, where U**(1/a) of a small `a` cannot underflow (accepts more than 78 %).
-    a >= 1/2: Ulrich's closed form for the symmetric case (Devroye, "Non-uniform random variate generation", IX.3).
+    For a < 1/2 this is Jöhnk's method in logarithms, so that U**(1/a) does not underflow for small `a`; it accepts more
+    than 78 % of the tries. For a >= 1/2 it is Ulrich's closed form for the symmetric case (Devroye, "Non-uniform random
+    variate generation", IX.3).
     """
     if a >= 0.5:
         u, v, _, _ = uniforms(key, stream, 0)
