@@ -1,6 +1,6 @@
-"""The entropy coding of baseline JPEG (ITU-T T.81): to the byte code of `coefficient_code`, and from coefficients.
+"""The entropy coding of baseline JPEG (ITU-T T.81): decode it to the byte code of `coefficient_code`, and encode it.
 
-For conversion. What is sound, libjpeg-turbo has said before: what makes no sense here is given up, not repaired.
+It is used for conversion, after libjpeg-turbo has checked the JPEG. Invalid data are rejected, not repaired.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIG
 from .jit import uncounted
 
 FAST_BITS = 12
-"""A code and the bits of its coefficient, where they are no longer together, are looked up."""
+"""A code and the bits of its coefficient are looked up together if they have at most this many bits."""
 
 H, V, ROWS, COLUMNS, BLOCKS_BEFORE, DC_TABLE, AC_TABLE = range(7)
-"""Columns of a frame, a row for each component: sampling factors, size in blocks, blocks of the components before it,
-numbers of its tables."""
+"""Columns of a frame, one row per component: sampling factors, size in blocks, number of blocks of the components
+before it, numbers of its tables."""
 
 _END_OF_BLOCK, _ZEROS = 0x00, 0xF0
 
 
 class Grid(NamedTuple):
-    """How the blocks of a scan are arranged."""
+    """The arrangement of the blocks of a scan."""
 
     rows: Any  # rows of MCUs
     columns: Any  # columns of MCUs
@@ -31,7 +31,7 @@ class Grid(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """The Huffman tables of an image, of DC from number 0, of AC from number 4 on."""
+    """The Huffman tables of an image: DC tables from number 0 on, AC tables from number 4 on."""
 
     limits: Any  # int64 (8, 17), see `prepare_table`
     offsets: Any  # int64 (8, 17)
@@ -40,10 +40,10 @@ class Tables(NamedTuple):
 
 
 class Strips(NamedTuple):
-    """Working memory of `read_scan`: the codes of a row of MCUs, a strip for each row of blocks of each component."""
+    """Working memory of `read_scan`: the codes of a row of MCUs, one strip per row of blocks of each component."""
 
     cursors: Any  # int64 (3, 12)
-    codes: Any  # uint8 (12 * n,), with room for a row of blocks in n
+    codes: Any  # uint8 (12 * n,), where a row of blocks has at most n codes
     escapes: Any  # uint16 (12 * n,)
 
 
@@ -78,12 +78,19 @@ def prepare_table(counts, limits, offsets):
 
 @uncounted
 def prepare_fast_table(counts, values, coefficients, fast):
-    """Fill `fast`, int32 (1 << FAST_BITS,), by the next bits; counts and values as JPEG has them.
+    """Fill a look-up table that is indexed by the next FAST_BITS bits. Its entries are
 
-    A code is -(its value << 8 | its bits). With the bits of its coefficient, where both fit and `coefficient_code` has
-    a code for that: bits | that code << 8 | (run + 1) << 16; the end of a block: its bits. 0: the code is longer.
+    - bits | code << 8 | (run + 1) << 16 for a Huffman code with the bits of its coefficient, if both fit and
+      `coefficient_code` has a code for the run and the coefficient; `bits` is the number of bits of both;
+    - the number of bits, for the end of a block;
+    - -(value << 8 | bits) for another Huffman code, alone;
+    - 0 if the Huffman code is longer.
 
-    coefficients: whether that is wanted; else all are codes alone.
+    Args:
+        counts: uint8 (16,), as in a JPEG.
+        values: uint8 (n,), as in a JPEG.
+        coefficients: whether to include entries with coefficients and the end of a block.
+        fast: int32 (1 << FAST_BITS,), filled.
     """
     for k in range(fast.size):
         fast[k] = 0
@@ -112,13 +119,13 @@ def prepare_fast_table(counts, values, coefficients, fast):
 
 @uncounted
 def _value(bits, size):
-    """The number that the `size` bits after a code stand for."""
+    """Return the number that the `size` bits after a code represent."""
     return bits if bits >> (size - 1) else bits - (1 << size) + 1
 
 
 @uncounted
 def _refilled(scan, position, buffer, bits):
-    """The buffer, its first `bits` bits known, with at least 56."""
+    """Refill a buffer that has `bits` valid bits to at least 56."""
     at = position & NOT_NEGATIVE
     word = np.uint64(0)
     for k in range(8):  # one load for LLVM
@@ -128,9 +135,9 @@ def _refilled(scan, position, buffer, bits):
 
 @uncounted
 def _find(buffer, least, number, tables):
-    """Return (bits, value) of the code that a buffer begins with, of at least `least` bits; 0 bits: there is none.
+    """Return (bits, value) of the code of at least `least` bits that a buffer begins with; bits is 0 if there is none.
 
-    number: of the table.
+    `number` is the number of the table.
     """
     code = whole(buffer >> np.uint64(48))
     for length in range(least, 17):
@@ -142,15 +149,16 @@ def _find(buffer, least, number, tables):
 
 @uncounted
 def unstuff(data, start, scan, segments):
-    """Copy the entropy-coded data that begin at `start` without the zeros after 0xFF and without restart markers.
+    """Copy the entropy-coded data without the zeros after 0xFF and without restart markers.
 
     Args:
         data: uint8 (n,), the file.
+        start: offset of the entropy-coded data.
         scan: uint8, filled, with 16 zeros after each segment.
-        segments: int64 (m,), filled: where each segment between restart markers begins, and where the last one ends.
+        segments: int64 (m,), filled with the offset of each segment between restart markers, and the end of the last.
 
     Returns:
-        number of segments; 0: there are more than there is room for.
+        Number of segments; 0 if they do not fit `segments`.
     """
     at = count = 0
     k = start
@@ -189,10 +197,10 @@ def unstuff(data, start, scan, segments):
 
 @uncounted
 def read_scan(scan, segments, interval, grid, tables, strips, filled):
-    """Turn the one scan of a baseline JPEG into byte code. Blocks that only pad it are left out.
+    """Convert the only scan of a baseline JPEG to byte code. Padding blocks are left out.
 
     Args:
-        scan, segments: from `unstuff`, with room for 512 bytes more.
+        scan, segments: from `unstuff`; `scan` has at least 512 more bytes.
         interval: MCUs between restart markers.
         grid: Grid.
         tables: Tables.
@@ -200,7 +208,7 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
         filled: ByteCode.
 
     Returns:
-        Whether it was read: it may be damaged, or have numbers that the byte code cannot express.
+        Whether it was converted. Damaged data and numbers that the byte code cannot express give False.
     """
     frame, fast = grid.frame, tables.fast
     cursors, strip_codes, strip_escapes = strips.cursors, strips.codes, strips.escapes
@@ -283,7 +291,7 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
                                 buffer = _refilled(scan, position, buffer, bits)
                                 position += (63 - bits) >> 3
                                 bits |= 56
-                                entry, least = 0, 1  # what is looked up has no run before it
+                                entry, least = 0, 1  # `fast` assumes that no zeros precede
                             if size == 0:  # the end of the block
                                 break
                             value = _value(whole(buffer >> np.uint64(64 - size)), size)
@@ -321,17 +329,17 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
 
 @uncounted
 def write_scan(coefficients, grid, codes, lengths, predicted, out):
-    """Write the one scan of a baseline JPEG. Blocks that pad it repeat the first coefficient of the one before.
+    """Write the only scan of a baseline JPEG. A padding block repeats the first coefficient of the block before.
 
     Args:
         coefficients: int16 (blocks, 64), in natural order, component after component, row after row.
         grid: Grid.
         codes, lengths: int64 (8, 256): of the values of each table.
         predicted: int64 (3,), working memory.
-        out: uint8, filled, with the zeros after 0xFF.
+        out: uint8, filled, with a zero after each 0xFF.
 
     Returns:
-        how many bytes.
+        Number of bytes written.
     """
     frame = grid.frame
     buffer = bits = at = 0
@@ -368,7 +376,7 @@ def write_scan(coefficients, grid, codes, lengths, predicted, out):
 
 @uncounted
 def _put(codes, lengths, run, value, buffer, bits, out, at):
-    """Write a run and the value after it, as `_flush` does."""
+    """Write a run and the value after it; return (buffer, number of bits left, offset of the next byte)."""
     size = 0
     while abs(value) >> size:
         size += 1
@@ -381,7 +389,7 @@ def _put(codes, lengths, run, value, buffer, bits, out, at):
 
 @uncounted
 def _flush(buffer, bits, out, at):
-    """Write the whole bytes of the last `bits` bits; how many bits are left, and where the next byte goes."""
+    """Write the whole bytes of the last `bits` bits; return (number of bits left, offset of the next byte)."""
     while bits >= 8:
         bits -= 8
         out[at] = buffer >> bits & 255

@@ -1,7 +1,7 @@
-"""From mixing steps to layers: what of each crop remains visible, with which weight, in painter's order.
+"""Convert mixing steps to layers: the visible part of each crop and its weight, in painter's order.
 
-Mixing crop after crop would touch every output pixel once a crop. A plan collapses first: under mixup a crop's final
-weight is a product of lams; under cutmix each crop is a rectangle that later ones cover.
+Mixing crop after crop would touch every output pixel once per crop. Therefore a plan is collapsed first: with mixup, a
+crop's final weight is a product of lams; with cutmix, each crop is a rectangle that later crops cover.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Layers(NamedTuple):
 
 @jit
 def new_layers():
-    """Space for any plan's layers."""
+    """Allocate arrays for the layers of any plan."""
     return Layers(
         np.empty((MAX_CROPS, 4), np.int64),
         np.empty(MAX_CROPS, np.float64),
@@ -41,7 +41,7 @@ def new_layers():
 
 @uncounted
 def set_layer(layers, position, crop, output_height, output_width):
-    """Put a crop that covers the whole output, with weight 1 and its channels in order, at a position."""
+    """Set the layer at a position to a crop that covers the whole output, with weight 1 and its channels in order."""
     for k in range(4):
         layers.crops[position, k] = crop[k]
     layers.weights[position] = 1.0
@@ -67,7 +67,7 @@ def _move_layer(layers, source, target):
 
 @uncounted
 def _permute(layers, start, stop, permutation):
-    """Permute the channels of the mix of layers start to stop - 1: out[c] = mix[permutation[c]]."""
+    """Permute the channels of layers start to stop - 1: out[c] = mix[permutation[c]]."""
     for position in range(start, stop):
         old = layers.permutations[position]
         red, green, blue = old[permutation[0]], old[permutation[1]], old[permutation[2]]
@@ -78,7 +78,7 @@ def _permute(layers, start, stop, permutation):
 
 @uncounted
 def _clip_layers(layers, count, box):
-    """Keep of each layer only what lies in the box; drop what is empty; return how many remain."""
+    """Clip each layer to the box and drop empty layers; return the number of layers left."""
     kept = 0
     for position in range(count):
         rectangle = layers.rectangles[position]
@@ -94,9 +94,10 @@ def _clip_layers(layers, count, box):
 
 @uncounted
 def _drop_faint(layers, count):
-    """Drop layers that change the mix by less than half a level together; return how many remain.
+    """Drop layers that together change the mix by less than half a level; return the number of layers left.
 
-    Their weights add up to 1 again. lam is from Beta(a, a), a < 1: a third of all images have one layer left.
+    The other weights are scaled so that they sum to 1 again. lam is from Beta(a, a) with a < 1: one layer is left in a
+    third of all images.
     """
     kept = 0
     total = dropped = 0.0
@@ -116,7 +117,7 @@ def _drop_faint(layers, count):
 
 @uncounted
 def _drop_covered(layers, count):
-    """Drop each layer that lies wholly under one later layer that replaces it; return how many remain."""
+    """Drop each layer that one later, replacing layer covers completely; return the number of layers left."""
     kept = 0
     for position in range(count):
         below = layers.rectangles[position]
@@ -175,6 +176,6 @@ def stack(plan, number, operation, output_height, output_width, layers):
 
 @uncounted
 def collapse(plan, number, operation, output_height, output_width, layers):
-    """`stack`, without the layers that cannot be seen: too faint, or wholly covered by another one."""
+    """Fill `layers` as `stack` does, then drop layers that are too faint or completely covered; return the number."""
     count = stack(plan, number, operation, output_height, output_width, layers)
     return _drop_faint(layers, count) if layers.blends[count - 1] == ADD else _drop_covered(layers, count)

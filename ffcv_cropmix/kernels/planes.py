@@ -1,8 +1,8 @@
-"""Render layers from the planes of a JPEG, colours at their own resolution: RGB is made after resampling.
+"""Render layers from the planes of a JPEG: resample colours at their own resolution, then convert to RGB.
 
-libjpeg's upsampling of the colours, a triangle filter, becomes part of the coefficients. It is cut at the image's
-borders, not the crop's. One difference from the RGB path remains: that one clips each pixel before resampling, this one
-after.
+libjpeg's upsampling of the colours, a triangle filter, becomes part of the coefficients. It is truncated at the image's
+borders, not at the crop's. One difference from the RGB path remains: the RGB path clips each pixel before resampling,
+this one clips after it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .render import Scratch, layer_share, prepare_rgb, renderer, truncation_bias
 from .sampling import MAX_CROPS
 from .vectors import MAX_TRUNCATED_TAPS, Colours, Taps, horizontal_planes, transpose, vertical
 
-# Columns of a layout, int64 (3, LAYOUT), of the planes of luma, blue and red: first sample; samples from row to row;
-# size; how many pixels a sample stands for, down and across; along which of them libjpeg makes these of it and its
-# neighbour (a triangle filter), else it is repeated; which of its columns are in use (`dct_pixels` only).
+# Columns of a layout, int64 (3, LAYOUT), with a row for luma, blue and red: offset of the first sample; samples from
+# row to row; size; pixels per sample, down and across; whether libjpeg upsamples with a triangle filter, down and
+# across (it repeats samples otherwise); first column in use and number of columns in use (`dct_pixels` only).
 PLANE, STRIDE, HEIGHT, WIDTH, DOWN, ACROSS, DOWN_TRIANGLE, ACROSS_TRIANGLE, FIRST, COUNT = range(10)
 LAYOUT = 10
 
 
 class PlanesScratch(NamedTuple):
-    """Working memory of one `render_planes`, owned by one thread."""
+    """Working memory of `render_planes`, owned by one thread."""
 
     mix: Any  # luma's
     luma: Scratch
@@ -37,7 +37,7 @@ class PlanesScratch(NamedTuple):
 
 @jit
 def new_planes_scratch(scratch, interpolation, largest_height, largest_width, output_height, output_width):
-    """Scratch for images up to the given size, px. It uses the memory of a `render.Scratch` for the same size."""
+    """Allocate scratch for images up to the given size, px; it shares memory with a `render.Scratch` for that size."""
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     side = max(output_height, output_width)
     return PlanesScratch(
@@ -52,18 +52,22 @@ def new_planes_scratch(scratch, interpolation, largest_height, largest_width, ou
 
 @uncounted
 def compose_upsampling(taps, offset, factor, triangle, size, output_size, starts, coefficients, sums):
-    """Turn coefficients over the full resolution into those over a plane of 1 / factor of it; return their number.
+    """Convert coefficients for the full resolution into coefficients for a plane at 1 / factor of it.
 
     Args:
         taps: Taps, from `fill_coefficients`.
-        offset: of the crop in the image, px.
+        offset: offset of the crop in the image, px.
         factor: 1, 2 or 4.
-        triangle: 1 where the factor is 2 and libjpeg's triangle filter upsamples the plane; else 0.
-        size: of the plane, px.
-        starts, coefficients: filled; the sum of each position's coefficients is kept.
+        triangle: 1 if the factor is 2 and libjpeg upsamples the plane with a triangle filter; otherwise 0.
+        size: size of the plane, samples.
+        output_size: size of the output, px.
+        starts, coefficients: int32 and uint16 (n,), filled; the sum of each position's coefficients is preserved.
         sums: int64 (n,), working memory.
+
+    Returns:
+        Number of taps, the same for all positions.
     """
-    shift = factor // 2  # 1, 2, 4: a division by it, for each tap, would take half as long as all rendering
+    shift = factor // 2  # for 1, 2, 4; dividing by the factor for each tap would take half as long as all rendering
     count = min(((taps.count + 2 * triangle + factor - 2) >> shift) + 1, size)
     for position in range(output_size):
         first = taps.starts[position] + offset
@@ -116,7 +120,8 @@ def _resample(pixels, layout, layers, k, row, out, target, scratch):
     first, colour_first = columns.starts[target.begin], colour_columns.starts[target.begin]
     values = columns.starts[target.end - 1] + columns.count - first
     colour_values = colour_columns.starts[target.end - 1] + colour_columns.count - colour_first
-    # Rows of luma, blue and red, transposed together: each in eights, as RGB's room is 24 values for each 8 px.
+    # Rows of luma, blue and red are transposed together, each padded to a multiple of 8: they fit the memory for RGB,
+    # which has 24 values for each 8 px.
     blue = (values + 7) // 8 * 8
     red = blue + (colour_values + 7) // 8 * 8
     width = red + red - blue
@@ -132,7 +137,7 @@ def _resample(pixels, layout, layers, k, row, out, target, scratch):
     share = layer_share(weight)
     colour_bias = colour_columns.count if columns.count <= MAX_TRUNCATED_TAPS else 1
     centre = share // 2 - int((truncation_bias(colour_rows.count) * weight + colour_bias + 1) / 2)
-    # One more for the product of a colour that is truncated in the conversion to RGB.
+    # One more, for the colour's product that the conversion to RGB truncates.
     bias = int((truncation_bias(rows.count) * weight + truncation_bias(columns.count) + 2) / 2)
     colours = Colours(blue - colour_first, red - colour_first, colour_columns, centre)
     limit = share * 255 // 256
@@ -140,5 +145,5 @@ def _resample(pixels, layout, layers, k, row, out, target, scratch):
 
 
 render_planes = renderer(_prepare, _resample)
-"""Render an image of planes; its layout is int64 (3, LAYOUT), see PLANE. The planes of the colours are alike, and luma
-has the full resolution."""
+"""Render an image of planes; the layout is int64 (3, LAYOUT), see PLANE. Luma has the full resolution, and blue and red
+have the same resolution as each other."""

@@ -1,6 +1,6 @@
-"""Render layers: resample each layer's crop, rows then columns, straight into the mix, sixteen output rows at a time.
+"""Render layers: resample each layer's crop, rows then columns, directly into the mix, sixteen output rows at a time.
 
-What is in use stays in the first-level cache: the rows of one layer, turned into columns, and the mix of the rows.
+The working set fits the first-level cache: the rows of one layer, transposed, and the mix of these rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .vectors import LANES, MAX_TRUNCATED_TAPS, REPLACE, Taps, Target, finish, h
 
 
 class Scratch(NamedTuple):
-    """Working memory of one `render`, owned by one thread. Sizes depend on the largest image and the output."""
+    """Working memory of `render`, owned by one thread. Its size depends on the largest image and the output."""
 
     counts: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
     starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
@@ -28,13 +28,13 @@ class Scratch(NamedTuple):
 
 @jit
 def padded(values):
-    """Length for rows of that many values: `transpose` takes eight at a time, and pixels are whole."""
+    """Round a row's length up: `transpose` takes eight values at a time, and a pixel has three."""
     return (values + 23) // 24 * 24
 
 
 @jit
 def new_scratch(interpolation, largest_height, largest_width, output_height, output_width):
-    """Scratch for images up to the given size, px."""
+    """Allocate scratch for images and outputs up to the given sizes, px."""
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     values = padded(3 * largest_width)
     return Scratch(
@@ -49,13 +49,13 @@ def new_scratch(interpolation, largest_height, largest_width, output_height, out
 
 @uncounted
 def layer_share(weight):
-    """A layer's weight in 1/65536."""
+    """Convert a layer's weight to 1/65536."""
     return int(weight * FULL + 0.5)
 
 
 @uncounted
 def visible_lanes(layers, k, count, row, lanes):
-    """(first, last + 1) of the lanes, output rows from `row` on, that show layer k; empty if a later one hides it."""
+    """Return (first, last + 1) of the lanes (output rows from `row` on) that show layer k; empty if it is hidden."""
     rectangle = layers.rectangles[k]
     top, bottom = max(rectangle[0] - row, 0), min(rectangle[2] - row, lanes)
     for later in range(k + 1, count):
@@ -73,7 +73,7 @@ def visible_lanes(layers, k, count, row, lanes):
 
 @uncounted
 def pixels_needed(layers, count, interpolation, output_height, output_width, box):
-    """Widen `box`, int64 (4,), top, left, bottom, right in the image, to the pixels that the layers are made of."""
+    """Extend `box` (int64 (4,): top, left, bottom, right in the image, px) to all pixels that the layers depend on."""
     for k in range(count):
         for axis in range(2):
             corner, size = layers.crops[k, axis], layers.crops[k, 2 + axis]
@@ -88,22 +88,27 @@ def renderer(prepare, resample):
     """Make a kernel that renders layers, sixteen output rows at a time, layer after layer.
 
     Args:
-        prepare: (pixels, layout, layers, count, interpolation, out, scratch): fill the tables of coefficients.
-        resample: (pixels, layout, layers, k, row, out, target, scratch): resample layer k for the output rows from
-            `row` on, and blend it into `scratch.mix` where `target` says.
+        prepare: (pixels, layout, layers, count, interpolation, out, scratch): fills the tables of coefficients.
+        resample: (pixels, layout, layers, k, row, out, target, scratch): resamples layer k for the output rows from
+            `row` on, and blends it into `scratch.mix` at `target`.
+
+    Returns:
+        The kernel `render`.
     """
 
     @uncounted
     def render(pixels, layout, layers, count, flip, interpolation, out, scratch):
         """Fill `out` with the mix of `count` layers. Values are rounded once.
 
-        The filter never sees pixels outside a crop: Pillow's crop, then resize.
+        The filter never uses pixels outside a crop, as when Pillow crops and then resizes.
 
         Args:
             pixels: uint8 (n,), the image.
-            layout: how pixels lie in it.
+            layout: the arrangement of the pixels, as `prepare` and `resample` take it.
             layers: Layers.
-            flip: mirror the mix left to right.
+            count: number of layers.
+            flip: whether the mix is mirrored left to right.
+            interpolation: see `coefficients`.
             out: uint8 (height, width, 3).
             scratch: working memory; its `mix` is uint16 (3 * width * LANES,).
         """
@@ -126,7 +131,7 @@ def renderer(prepare, resample):
 
 @uncounted
 def truncation_bias(taps):
-    """Return how often a sum of that many taps is truncated, each time by up to 1/256 level."""
+    """Return how often a sum over `taps` taps is truncated, each time by up to 1/256 level."""
     return taps if taps <= MAX_TRUNCATED_TAPS else 1
 
 
@@ -160,4 +165,4 @@ def _resample(pixels, width, layers, k, row, out, target, scratch):
 
 
 render = renderer(prepare_rgb, _resample)
-"""Render an image of RGB rows; its layout is its width, px."""
+"""Render an image of RGB rows; the layout is the image's width, px."""

@@ -1,4 +1,4 @@
-"""Sampling the parameters of one mixed image. Sample first, render later: no pixel is touched here."""
+"""Sample the parameters of one mixed image. Nothing is rendered here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIXUP = 0
 CUTMIX = 1
 
 # Streams of random numbers of one mixed image, below rng.STREAMS. Crops and steps come in eights.
-_CROP_STREAM = 0  # + band, one block a try
+_CROP_STREAM = 0  # + band, one block per try
 _MIX_STREAM = 8  # + step: lam, or box and coin
 _PERMUTATION_STREAM = 16  # + step
 _IMAGE_STREAM = 24  # block 0: number, flip; blocks 1 and 2: order of the crops
@@ -25,13 +25,13 @@ _CROP_TRIES = 10
 
 
 class SamplingOptions(NamedTuple):
-    """What sampling depends on besides the key: numbers only, so that compiled code takes it as it is."""
+    """The options of sampling. All are numbers, so that compiled code takes the tuple as it is."""
 
     scale_low: float
     scale_high: float
     log_ratio_low: float
     log_ratio_high: float
-    number_digits: int  # the numbers of crops to choose from as decimal digits, as the authors write them: 234
+    number_digits: int  # numbers of crops to sample from, as decimal digits: 234 (the authors' notation)
     operation: int  # MIXUP or CUTMIX
     mix_ratio: float
     inter_aug: bool
@@ -52,12 +52,12 @@ class PlanArrays(NamedTuple):
 
 @jit
 def new_plan_arrays():
-    """Space for any plan."""
+    """Allocate arrays for any plan."""
     return PlanArrays(
         np.empty((MAX_CROPS, 4), np.int64),
         np.empty(MAX_CROPS - 1, np.float64),
         np.empty((MAX_CROPS - 1, 4), np.int64),
-        np.empty(MAX_CROPS - 1, np.int64),  # a type of its own would take 0.06 s to compile
+        np.empty(MAX_CROPS - 1, np.int64),  # another dtype would take 0.06 s more to compile
         np.empty((MAX_CROPS - 1, 3), np.int64),
     )
 
@@ -69,7 +69,7 @@ def _round(value):
 
 @uncounted
 def _index_below(u, n):
-    """A number of 0 to n - 1 from a uniform number."""
+    """Convert a uniform number in (0, 1) to an integer from 0 to n - 1."""
     return min(int(u * n), n - 1)
 
 
@@ -77,8 +77,8 @@ def _index_below(u, n):
 def sample_crop(key, stream, height, width, scale_low, scale_high, log_ratio_low, log_ratio_high, crop):
     """Fill crop (top, left, height, width) as torchvision's RandomResizedCrop.get_params does, at least 1 x 1 px.
 
-    The area is uniform in (scale_low, scale_high) of the image's, the aspect ratio log-uniform; after ten tries that
-    do not fit, the largest centred crop with an allowed ratio.
+    The area is uniform in (scale_low, scale_high) times the image's area, and the aspect ratio is log-uniform. If ten
+    tries do not fit the image, the crop is the largest centred one with an allowed ratio.
     """
     area = float(height) * float(width)
     for attempt in range(_CROP_TRIES):
@@ -108,7 +108,7 @@ def sample_crop(key, stream, height, width, scale_low, scale_high, log_ratio_low
 
 @uncounted
 def _sample_number(u, digits):
-    """One of the decimal digits of `digits`, each as likely."""
+    """Sample one of the decimal digits of `digits`, with equal probability."""
     count = 0
     rest = digits
     while rest > 0:
@@ -121,16 +121,16 @@ def _sample_number(u, digits):
 
 @uncounted
 def _shuffled_band(key, number, order_position):
-    """Which band the crop at a position of the mixing order comes from: a Fisher-Yates shuffle, without an array.
+    """Return the band of the crop at a position of the mixing order: a Fisher-Yates shuffle without an array.
 
-    A band is followed back through the swaps: at most eight steps. Two crops are not shuffled (the authors' code).
+    The position is traced back through the swaps, at most seven. Two crops are not shuffled, as in the authors' code.
     """
     if number < 3:
         return order_position
     a, b, c, d = uniforms(key, _IMAGE_STREAM, 1)
     e, f, g, _ = uniforms(key, _IMAGE_STREAM, 2)
     chances = (a, b, c, d, e, f, g)
-    # swap k exchanges positions k and j(k) <= k, for k from number - 1 down to 1; undo from the last to the first
+    # Swap k exchanges positions k and j(k) <= k, for k from number - 1 down to 1. Undo the last swap first.
     position = order_position
     for k in range(1, number):
         j = _index_below(chances[k - 1], k + 1)
@@ -143,7 +143,7 @@ def _shuffled_band(key, number, order_position):
 
 @uncounted
 def _sample_box(u, row, column, height, width, box):
-    """Fill box (row0, col0, row1, col1): sides sqrt(1 - u) of the output's, centred on (row, column), clipped."""
+    """Fill box (row0, col0, row1, col1): sqrt(1 - u) of the output's sides, centred on (row, column), clipped."""
     side = math.sqrt(1.0 - u)
     half_height = int(height * side) // 2
     half_width = int(width * side) // 2
@@ -157,7 +157,7 @@ def _sample_box(u, row, column, height, width, box):
 
 @uncounted
 def _sample_permutation(u, permutation):
-    """Fill one of the six orders of three channels."""
+    """Fill `permutation` with one of the six orders of three channels."""
     index = _index_below(u, 6)
     first = index // 2
     second = (first + 1 + index % 2) % 3
@@ -168,10 +168,17 @@ def _sample_permutation(u, permutation):
 
 @uncounted
 def sample(options, index, epoch, view, height, width, output_height, output_width, plan):
-    """Sample the plan of sample `index` of an epoch into `plan` (PlanArrays); return (number of crops, flip).
+    """Sample the plan of one mixed image. Source: arXiv 2205.15955, section 3, and the authors' code.
 
-    view: which of several mixed images made of the sample. height, width: of the image, px. Source: arXiv 2205.15955,
-    section 3, and the authors' code.
+    Args:
+        options: SamplingOptions.
+        index, epoch, view: the sample's row, the epoch, and the number of the mixed image made of the sample.
+        height, width: size of the image, px.
+        output_height, output_width: size of the output, px.
+        plan: PlanArrays, filled.
+
+    Returns:
+        (number of crops, whether the image is mirrored).
     """
     key = make_key(options.seed_low, options.seed_high, index, epoch, view)
     u, v, _, _ = uniforms(key, _IMAGE_STREAM, 0)
@@ -210,7 +217,7 @@ def sample(options, index, epoch, view, height, width, output_height, output_wid
 
 @uncounted
 def center_crop(height, width, ratio, crop):
-    """Fill the centred square crop whose side is `ratio` of the shorter side (FFCV's rule), at least 1 px."""
+    """Fill the centred square crop with a side of `ratio` times the shorter side (FFCV's rule), at least 1 px."""
     side = max(int(ratio * min(height, width)), 1)
     crop[0] = (height - side) // 2
     crop[1] = (width - side) // 2

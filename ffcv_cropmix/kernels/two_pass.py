@@ -1,8 +1,8 @@
-"""Render layers with a filter that has negative lobes, each crop to the bit as Pillow resizes it.
+"""Render layers with a filter that has negative lobes: each crop equals Pillow's bit for bit.
 
-Pillow resizes horizontally, then vertically, and rounds and clips after each pass. In the order of `render`, rounded
-once, values differ by up to 29 levels. (Pillow 13 resizes vertically first where the height shrinks more; this is the
-order of all versions before, with which models were trained.)
+Pillow resizes horizontally, then vertically, and rounds and clips after each pass. The order of `render`, rounded only
+once, would differ by up to 29 levels. (Pillow 13 resizes vertically first if the height shrinks more. This module uses
+the order of all earlier versions, with which models were trained.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .vectors import LANES, PILLOW_BITS, REPLACE, Taps, Target, finish, horizont
 
 
 class TwoPassScratch(NamedTuple):
-    """Working memory of one `render_two_pass`, owned by one thread."""
+    """Working memory of `render_two_pass`, owned by one thread."""
 
     counts: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
     starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
@@ -37,7 +37,7 @@ class TwoPassScratch(NamedTuple):
 
 @jit
 def new_two_pass_scratch(interpolation, largest_height, largest_width, output_height, output_width):
-    """Scratch for images up to the given size, px."""
+    """Allocate scratch for images and outputs up to the given sizes, px."""
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     values = padded(3 * max(largest_width, output_width))
     return TwoPassScratch(
@@ -57,7 +57,7 @@ def new_two_pass_scratch(interpolation, largest_height, largest_width, output_he
 
 @uncounted
 def _fill_coefficients(interpolation, size, output_size, starts, coefficients):
-    """`coefficients.fill_coefficients`, with Pillow's integers."""
+    """Compute coefficients as `coefficients.fill_coefficients` does, but as Pillow's integers."""
     taps = min(most_taps(interpolation, size, output_size), size)
     for position in range(output_size):
         first, count = window(interpolation, position, size, output_size)
@@ -122,4 +122,4 @@ def _resample(pixels, width, layers, k, row, out, target, scratch):
 
 
 render_two_pass = renderer(_prepare, _resample)
-"""Render an image of RGB rows as Pillow does; its layout is its width, px."""
+"""Render an image of RGB rows as Pillow does; the layout is the image's width, px."""

@@ -1,11 +1,11 @@
 """The vector code: loops over pixels, each defined in NumPy and compiled from LLVM's vector instructions.
 
-Sixteen output rows at a time are the sixteen lanes of a vector. As loops that numba compiles they take 2.7 times as
-long (`vertical`), 7 times (`horizontal`) and 50 times (`finish`): LLVM does not vectorise them. The instructions are
-LLVM's generic ones, so any CPU has them; all are of integers, so all CPUs give the same bytes.
+Sixteen output rows at a time are the sixteen lanes of a vector. LLVM does not vectorise the same loops compiled by
+numba: they take 2.7 times (`vertical`), 7 times (`horizontal`) and 50 times (`finish`) as long. The instructions are
+LLVM's generic ones, so they run on any CPU; all use integers, so all CPUs give the same bytes.
 
-Levels are uint16 in 1/256; coefficients as `_weighted_sum` says. Arrays are flat and C-contiguous. In compiled code
-nothing checks an offset.
+Levels are uint16 in 1/256; `_weighted_sum` describes the coefficients. Arrays are flat and C-contiguous. Compiled code
+does not check offsets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Taps(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where in the mix a layer's output columns go: column x to column base + step * x."""
+    """The place of a layer in the mix: output column x is column base + step * x of the mix."""
 
     begin: Any
     end: Any  # columns begin to end - 1
@@ -47,20 +47,21 @@ class Target(NamedTuple):
 
 
 class Colours(NamedTuple):
-    """Where the columns of blue and red are, and how to resample them."""
+    """The places of the columns of blue and red, and how to resample them."""
 
-    blue: Any  # blue's column k is column blue + k of all
+    blue: Any  # blue's column k is column blue + k of the array
     red: Any
     taps: Any  # Taps
-    centre: Any  # level of no colour, weight included, 1/256
+    centre: Any  # level of gray, including the layer's weight, 1/256
 
 
 def _weighted_sum(coefficients: np.ndarray, levels: np.ndarray, decisive_taps: int = 0) -> np.ndarray:
-    """The sum over the taps of coefficients[tap] * levels[tap], uint16.
+    """Return the sum over the taps of coefficients[tap] * levels[tap], uint16.
 
-    Coefficients of uint16, in 1/65536: each product is cut to 1/256 level, or with many taps, of this sum or of the
-    one that decides for it, only their sum.
-    Coefficients of int32, in 1/2**22: whole levels in, whole levels out, rounded and clipped: Pillow's arithmetic.
+    uint16 coefficients are in 1/65536. Up to MAX_TRUNCATED_TAPS taps (`decisive_taps`, if it is not 0), each product is
+    truncated to 1/256 level; with more taps, only the sum is.
+
+    int32 coefficients are in 1/2**22, with Pillow's arithmetic: whole levels in, whole levels out, rounded and clipped.
     """
     coefficients = coefficients.reshape(-1, *[1] * (levels.ndim - 1))
     if coefficients.dtype == np.int32:
@@ -90,7 +91,7 @@ def vertical(image, origin, stride, taps, position, rows, start, count):
 
 
 def transpose(rows, stride, columns, count):
-    """Turn LANES rows of `stride` values into columns of LANES: the first `count`, rounded up to a multiple of 8."""
+    """Transpose the first `count` values, rounded up to a multiple of 8, of LANES rows of `stride` values."""
     count = (count + 7) // 8 * 8
     columns.reshape(-1, LANES)[:count] = rows[: LANES * stride].reshape(LANES, stride)[:, :count].T
 
@@ -120,10 +121,11 @@ def _blend(mix: np.ndarray, target: Target, x: int, channels: np.ndarray) -> Non
 
 
 def _rgb(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, limit: int) -> np.ndarray:
-    """(3, ...): RGB of luma and centred colours (ITU-R BT.601, full range: JFIF), int64, clipped to 0 to `limit`.
+    """Convert luma and centred colours to RGB, int64 (3, ...), clipped to 0 to `limit` (ITU-R BT.601, full range: JFIF).
 
-    A factor beyond 1/2 is split: 1.402 = 1 + 0.402, 0.714 = 1 - 0.286, 1.772 = 2 - 0.228, so that its product, cut,
-    and the sums fit 16 bits; green's part of the colours is clipped to them, which changes nothing that is in gamut.
+    Factors above 1/2 are split (1.402 = 1 + 0.402, 0.714 = 1 - 0.286, 1.772 = 2 - 0.228), so that the truncated
+    products and the sums fit 16 bits. The colours' contribution to green is clipped to 16 bits, which changes no colour
+    in gamut.
     """
     green = np.clip((RED_OF_GREEN * red >> 16) - red + (BLUE_OF_GREEN * blue >> 16), -(2**15), 2**15 - 1)
     channels = luma + red + (RED_OF_RED * red >> 16), luma + green, luma + 2 * blue + (BLUE_OF_BLUE * blue >> 16)
@@ -131,11 +133,11 @@ def _rgb(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, limit: int) -> np.
 
 
 def horizontal_planes(columns, origin, taps, bias, colours, limit, permutation, mix, target):
-    """`horizontal` from planes of luma and, at another resolution, blue and red: resampled, then converted to RGB.
+    """Resample planes as `horizontal` does, blue and red at another resolution than luma, then convert to RGB.
 
     Args:
-        columns: uint16 (columns, LANES): luma's, from its column `origin` on, and those that `colours` describes.
-        taps: of luma; their number decides how the products of all planes are truncated.
+        columns: uint16 (columns, LANES): luma's, from its column `origin` on, and blue's and red's, see `colours`.
+        taps: Taps of luma. Their number decides how the products of all planes are truncated.
         bias: level to add to luma, 1/256.
         colours: Colours.
         limit: the highest level, weight included, 1/256.
@@ -154,7 +156,7 @@ def horizontal_planes(columns, origin, taps, bias, colours, limit, permutation, 
 
 
 def finish(mix, rows, out, offset, stride, count):
-    """Round `rows` lanes of `count` columns to levels, as rows of `stride` bytes of uint8 `out` from `offset` on."""
+    """Round `rows` lanes of `count` columns to levels, and store them as rows of `stride` bytes in out[offset:]."""
     levels = (mix.reshape(-1, LANES)[:count, :rows] + np.uint16(128)) >> 8
     for row in range(rows):
         out.reshape(-1)[offset + row * stride :][:count] = levels[:, row]
@@ -163,11 +165,11 @@ def finish(mix, rows, out, offset, stride, count):
 def _emit_weighted_sums(
     builder: Any, taps: Taps, first: Any, levels_of: Callable[[Any], list[Any]], exact: bool
 ) -> list[Any]:
-    """`_weighted_sum` of the coefficients from `first` on and levels_of(0), levels_of(1), ...: lists of vectors.
+    """Emit `_weighted_sum` of the coefficients from `first` on with levels_of(0), levels_of(1), ...: lists of vectors.
 
-    trunc(lshr(mul(zext, zext), 16)) is one instruction, vpmulhuw, that cuts the product. Rounded, it is a product of
-    32 bits: 128 us instead of 51 for a crop of 375 x 500 px. `exact` takes that.
-    Unrolled for each number of taps a pass takes 5 to 15 % less, and the compiler several times as long.
+    trunc(lshr(mul(zext, zext), 16)) is one instruction, vpmulhuw, which truncates the product. `exact` uses 32-bit
+    products, which take 128 us instead of 51 for a crop of 375 x 500 px.
+    Unrolling for each number of taps would make a pass 5 to 15 % faster, and compilation several times as long.
     """
     pillow = taps.coefficients.type.pointee.width == 32
     shapes = levels_of(index(0))  # LLVM drops loads that nothing uses
@@ -202,7 +204,7 @@ def _emit_weighted_sums(
 
 
 def _emit_few_or_many(builder: Any, taps: Taps, emit: Callable[[bool], None]) -> None:
-    """emit(exact) for up to MAX_TRUNCATED_TAPS taps and for more; once where that makes no difference."""
+    """Call emit(exact) for up to MAX_TRUNCATED_TAPS taps and for more; only once if that makes no difference."""
     if taps.coefficients.type.pointee.width == 32:
         emit(True)
         return
@@ -220,8 +222,8 @@ def _emit_vertical(builder, image, origin, stride, taps, position, rows, start, 
     rows, first = builder.gep(rows, [start]), builder.mul(position, taps.count)
 
     def chunks(exact: bool, lanes: int, vectors: int) -> None:
-        # The last chunk is moved back to end with the columns. One vector at a time takes 1.3 times as long; below 64
-        # columns, one value at a time instead 1.4 times over all of a JPEG's planes, whose colours have few.
+        # The last chunk is moved back to end with the columns. One vector at a time would take 1.3 times as long. One
+        # value at a time below 64 columns would take 1.4 times as long for the planes of a JPEG: colours are narrow.
         last = builder.sub(count, index(lanes * vectors))
         with cgutils.for_range_slice(builder, index(0), count, index(lanes * vectors), INDEX) as (column, _):
             column = builder.select(builder.icmp_signed("<", column, last), column, last)
@@ -251,8 +253,8 @@ def _emit_vertical(builder, image, origin, stride, taps, position, rows, start, 
 
 @compiles(transpose)
 def _emit_transpose(builder, rows, stride, columns, count):
-    # 8 columns at a time, as 8 vectors of two rows' 8 values: three rounds of interleaving within 128 bits, the cheap
-    # shuffles. Fused with `vertical` it takes 2.2 to 2.8 times as long: the sums no longer fit the registers.
+    # 8 columns at a time, as 8 vectors of 8 values of two rows: three rounds of interleaving within 128 bits, which are
+    # cheap shuffles. Fused with `vertical` it takes 2.2 to 2.8 times as long: the sums no longer fit the registers.
     halves = [
         [lane + k + half + side * LANES for lane in (0, 8) for k in range(4) for side in (0, 1)] for half in (0, 4)
     ]
@@ -268,9 +270,10 @@ def _emit_transpose(builder, rows, stride, columns, count):
 
 
 def _emit_blend(builder: Any, mix: Any, target: Target, places: list[Any]) -> Callable[[Any, list[Any]], None]:
-    """Return what emits `_blend`: the channels of an output column go to the mix's channels `places`.
+    """Return a function that emits `_blend`: it blends the channels of an output column into the channels `places`.
 
-    Always loads and selects: to store or add without that takes 5 % less, and three copies of all that calls it.
+    The code always loads and selects. Storing or adding without that takes 5 % less time, but three copies of all
+    callers.
     """
     number = ir.Constant(ir.VectorType(U16, LANES), list(range(LANES)))
     top, bottom = (splat(builder, builder.trunc(value, U16), LANES) for value in (target.top, target.bottom))
@@ -311,10 +314,10 @@ def _emit_horizontal(builder, columns, origin, taps, bias, permutation, mix, tar
 
 
 def _emit_rgb(builder: Any, luma: Any, blue: Any, red: Any, limit: Any) -> list[Any]:
-    """`_rgb` of vectors of 16 bits, `luma` and `limit` 2**15 lower: signed, sums that saturate (vpaddsw) clip at 0.
+    """Emit `_rgb` of 16-bit vectors. `luma` and `limit` are 2**15 lower, so that saturating signed sums clip at 0.
 
-    trunc(lshr(mul(sext, sext), 16)) is one instruction, vpmulhw. With products of 32 bits, and planes stored between
-    resampling and mixing, `horizontal_planes` took 97 us an image instead of 48.
+    The sums are vpaddsw; trunc(lshr(mul(sext, sext), 16)) is one instruction, vpmulhw. With 32-bit products, and planes
+    stored between resampling and mixing, `horizontal_planes` took 97 us per image instead of 48.
     """
     kind = luma.type
     wide = ir.VectorType(U32, LANES)
@@ -329,7 +332,7 @@ def _emit_rgb(builder: Any, luma: Any, blue: Any, red: Any, limit: Any) -> list[
         return builder.call(saturating, [first, second])
 
     green = plus(builder.sub(times(red, RED_OF_GREEN), red), times(blue, BLUE_OF_GREEN))
-    channels = (  # what is added twice has one sign: that the first sum is clipped changes nothing
+    channels = (  # both terms that are added have the same sign, so clipping the first sum changes nothing
         plus(plus(luma, red), times(red, RED_OF_RED)),
         plus(luma, green),
         plus(plus(luma, blue), builder.add(blue, times(blue, BLUE_OF_BLUE))),
@@ -342,7 +345,7 @@ def _emit_rgb(builder: Any, luma: Any, blue: Any, red: Any, limit: Any) -> list[
 def _emit_horizontal_planes(builder, columns, origin, taps, bias, colours, limit, permutation, mix, target):
     sources = [builder.load(builder.gep(permutation, [index(k)])) for k in range(3)]
     is_first, is_second = ([builder.icmp_signed("==", source, index(k)) for k in range(3)] for source in sources[:2])
-    places = [  # where each channel of the layer goes; to select among vectors takes 1.3 times as long
+    places = [  # the target of each channel of the layer; selecting among vectors takes 1.3 times as long
         builder.select(is_first[k], index(0), builder.select(is_second[k], index(1), index(2))) for k in range(3)
     ]
     bias, limit = (builder.sub(level, index(2**15)) for level in (bias, limit))
