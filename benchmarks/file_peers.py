@@ -32,11 +32,11 @@ class Mixup:
         self.side, self.scale, self.numbers = side, scale, numbers
 
     def view(self, image: Any, area: tuple[float, float]) -> Any:
-        """A RandomResizedCrop with an area of this range."""
+        """Take a RandomResizedCrop with an area in this range."""
         raise NotImplementedError
 
     def permute(self, image: Any) -> Any:
-        """The channels in random order: of a tensor."""
+        """Permute the channels of a tensor at random."""
         return image[torch.randperm(3)]
 
     def blend(self, first: Any, second: Any, lam: float) -> Any:
@@ -82,7 +82,7 @@ class TensorMixup(Mixup):
 
 
 class ArrayMixup(Mixup):
-    """OpenCV on arrays: uint8 (height, width, 3) to uint8 (side, side, 3). INTER_AREA, as FFCV has it."""
+    """OpenCV on arrays: uint8 (height, width, 3) to uint8 (side, side, 3), with INTER_AREA as in FFCV."""
 
     def view(self, image: np.ndarray, area: tuple[float, float]) -> np.ndarray:
         top, left, height, width = get_random_crop(*image.shape[:2], np.array(area), np.array(RATIO))
@@ -167,7 +167,7 @@ class Spdl:
 
 
 class Dali:
-    """NVIDIA DALI on the CPU. Without the permutation of channels, for which it has no operator: it does less."""
+    """NVIDIA DALI on the CPU, without the permutation of channels, for which it has no operator."""
 
     def __init__(self, job: Job) -> None:
         from nvidia.dali import fn, pipeline_def, types

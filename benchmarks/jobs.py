@@ -1,4 +1,4 @@
-"""The task that the benchmark gives to each peer, and what a peer is."""
+"""The classes of the benchmark: `Job`, the task of each peer, and the peers themselves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Job:
 
     @property
     def paths(self) -> list[str]:
-        """The files of a pass, in order."""
+        """Return the files of a pass, in order."""
         return [str(self.files[index]) for index in self.indices]
 
 

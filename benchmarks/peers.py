@@ -1,9 +1,9 @@
-"""What is compared: ways to make the same training images from the same photos, and two limits.
+"""The peers that are compared: ways to make the same training images from the same photos, and two limits.
 
 Each peer delivers batches of CropMix's images: two to four crops (sampled for each image) of distinct scales from 1 %
-of the image's area on, bilinear, mixed with mixup, channels permuted, half of them mirrored. Where one does less, its
-comment says so. The authors' numbers: scale 0.01, mix_ratio 0.4, number 234. Peers whose label says so make one plain
-crop, RandomResizedCrop's, or two, as contrastive learning takes them.
+of the image's area on, bilinear, mixed with mixup, channels permuted, half of the images mirrored. A comment says if a
+peer does less. The options are the authors': scale 0.01, mix_ratio 0.4, number 234. Some peers, as their labels say,
+make one plain RandomResizedCrop, or two, as in contrastive learning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _JPG = int(IMAGE_MODES["jpg"])
 
 
 class _Images:
-    """Passes over a FFCV loader: of each batch, what it makes first."""
+    """Iterate over an FFCV loader, and yield the first output of each batch."""
 
     def __init__(self, loader: ffcv.loader.Loader) -> None:
         self.loader = loader
@@ -72,7 +72,7 @@ def _stock_views(job: Job) -> _Images:
 
 
 def _mix(composite, view, lam, first, second, third):
-    """Mixup in place, the channels of the operand of smaller weight permuted."""
+    """Apply mixup in place, with the channels of the operand of smaller weight permuted."""
     for row in range(composite.shape[0]):
         for column in range(composite.shape[1]):
             a, b = composite[row, column], view[row, column]
@@ -89,7 +89,7 @@ def _mix(composite, view, lam, first, second, third):
 
 
 class NaiveCropMix(RandomResizedCropRGBImageDecoder):
-    """CropMix put together from FFCV's parts: decode, crop and resize each view, mix it in."""
+    """CropMix composed of FFCV's parts: decode, crop and resize each view, and mix it in."""
 
     def __init__(self, output_size: tuple[int, int], scale: float, numbers: Sequence[int]) -> None:
         super().__init__(output_size, scale=(scale, 1.0), ratio=RATIO)
@@ -140,10 +140,10 @@ def _naive(job: Job) -> _Images:
 
 
 class ReadOnly(SimpleRGBImageDecoder):
-    """What no decoder can go below: each image is read into one buffer a thread, and the output stays as it is.
+    """A lower bound for decoders: read each image into one buffer per thread, and leave the output unchanged.
 
     Args:
-        decompress: JPEGs; else the stored bytes are copied, as those of raw images are.
+        decompress: whether to decompress JPEGs; otherwise the stored bytes are copied, as for raw images.
     """
 
     def __init__(self, output_size: tuple[int, int], decompress: bool) -> None:
@@ -228,6 +228,6 @@ def _variants() -> dict[str, Peer]:
 VARIANTS = _variants()
 """CropMix with each number of crops, both operations, with and without inter_aug, and each way to decode.
 
-What is among PEERS is not here."""
+Settings that are among PEERS are left out."""
 
 ALL = {**PEERS, **VARIANTS}

@@ -29,17 +29,17 @@ IMAGENET = 1_281_167  # images of its training set
 
 
 def name_of(mode: str) -> str:
-    """A kind of file (`throughput.kind_of`) in words."""
+    """Describe a kind of file (`throughput.kind_of`) in words."""
     kind, *rest = mode.split()
     level = f", level {rest.pop(0)}" if kind == "dct" else ""
     return f"{'JPEG' if kind == 'jpg' else kind}{level}{', re-encoded' if rest else ''}"
 
 
 def replaced(text: str, content: str, name: str) -> str:
-    """The text with `content` between its two markers.
+    """Return the text with `content` between its two markers.
 
     Raises:
-        DataError: the markers are not there once each, in their order.
+        DataError: the text does not have each marker once, in order.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise DataError(f"{name}: has to have the lines {BEGIN} and {END} once each, in this order")
@@ -66,7 +66,7 @@ class Results:
         self.results = [r for r in report["results"] if (r["output_size"], r["num_workers"]) == chosen]
 
     def find(self, mode: str, **options: Any) -> list[dict[str, Any]]:
-        """This package's results with these options of the decoder."""
+        """Return this package's results with these options of the decoder."""
         return [
             result
             for result in self.results
@@ -92,7 +92,7 @@ def _ratio(result: dict[str, Any]) -> str:
 
 
 def conditions(results: Results) -> str:
-    """What was measured, on what, with what."""
+    """Describe the images, the machine, the versions and the measurement."""
     report = results.report
     data, machine, versions = report["data"][results.modes[0]], report["machine"], report["versions"]
     taken = [sum(time is not None for time in result["seconds"]) for result in results.results]
@@ -129,7 +129,7 @@ def main_table(results: Results, peers: Iterable[str] = tuple(PEERS)) -> str:
 
 
 def files_table(results: Results) -> str:
-    """How large each kind of file is, and how fast it is read."""
+    """Return a row for each kind of file: its size, and the speed with which it is read."""
     head = ["how the file was written", "bytes an image", "ImageNet", "FFCV, one crop: images/s", "CropMix: images/s"]
     lines = [_row([*head, "ratio", 'CropMix, "ycbcr": images/s', "ratio"]), _row(["---", *["---:"] * 7])]
     for mode in results.kinds:
@@ -146,7 +146,7 @@ def files_table(results: Results) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """Lines under the main table: what else was measured, and what was not."""
+    """Return the lines below the main table: other measurements, and what was not measured."""
     report, lines = results.report, []
     for mode in results.modes:
         ours = results.of_peer(CROPMIX, mode)
@@ -177,7 +177,7 @@ def notes(results: Results) -> list[str]:
 
 
 def start_table(start: dict[str, Any]) -> str:
-    """How long a loader takes to start, and its memory, by the number of samples: from what start.py measured."""
+    """Return the table of the results of start.py: a loader's start time and memory by the number of samples."""
     head = ["samples", "loader", "import", "construction", "first batch, first process", "second"]
     head += ["memory after import", "added by a loader", "added by two"]
     lines = [_row(head), _row(["---:", "---", *["---:"] * 7])]
@@ -191,7 +191,7 @@ def start_table(start: dict[str, Any]) -> str:
 
 
 SHORT = (CROPMIX, "cropmix-one", STOCK, AUTHORS, "torchvision", "dali")
-"""Peers on the front page, where only two files were measured"""
+"""Peers on the front page if only two files were measured"""
 
 
 def readme_section(report: dict[str, Any]) -> str:

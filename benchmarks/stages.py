@@ -1,8 +1,9 @@
-"""Where the time of one CropMix image goes, in microseconds: `python benchmarks/stages.py --beton FILE...`
+"""Measure the stages of making one CropMix image, in microseconds: `python benchmarks/stages.py --beton FILE...`
 
-One thread, compiled loops over all images of a .beton, sampled with number 234, mixup, inter_aug, half mirrored.
-Each loop does one stage more than the one before, on the same plans, and a stage is the difference: what it costs the
-next one in caches is the next one's. FFCV's loader, threads and writing into a batch are not in it.
+One thread runs compiled loops over all images of a .beton, with number 234, mixup, inter_aug, and half of the images
+mirrored. Each loop runs one stage more than the loop before, on the same plans, and a stage's time is the difference.
+If a stage evicts data from the caches, the next stage pays for it. FFCV's loader, threads and writing into a batch are
+not included.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _nothing(*arguments):
 
 
 def render_of(loops: tuple[str, ...]) -> Any:
-    """`render` with only these of its loops over pixels."""
+    """Return `render` with only the given loops over pixels."""
     globals_ = {**vars(rendering), **dict.fromkeys(set(LOOPS) - set(loops), _nothing)}
 
     def without(function: Any) -> Any:
@@ -50,7 +51,7 @@ def render_of(loops: tuple[str, ...]) -> Any:
 
 
 def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
-    """A loop over all images that does the stages up to `last`, and of `render` the given loops."""
+    """Return a loop over all images that runs the stages up to `last`, and the given loops of `render`."""
     render = render_of(loops)
 
     @entry
@@ -77,7 +78,7 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
 
 
 def stage_times(beton: Path, side: int, rounds: int) -> dict[str, float]:
-    """Microseconds an image of each stage. Of each loop its fastest round: other work on a machine only adds."""
+    """Return microseconds per image of each stage, from each loop's fastest round: other load only adds time."""
     reader = Beton(beton)
     metadata = reader.column("image")
     is_jpg = bool((metadata["mode"] == 0).all())

@@ -1,13 +1,13 @@
-"""How long a loader takes to start, and what memory it needs: this package's and FFCV's, for small and large files.
+"""Measure the start time and the memory of this package's and FFCV's loader, for small and large files.
 
     python benchmarks/start.py --json benchmarks/results/start.json
 
-Files of tiny raw images (8 x 8 px) are written into --folder: 14 million take 3.4 GB. Each measurement is a process of
-its own; the two packages take turns, and the table has medians over the rounds. Compiled code is kept on disk: "first
-process" starts without it, "second process" with what the first one left.
+Files of tiny raw images (8 x 8 px) are written into --folder: 14 million take 3.4 GB. Each measurement runs in its own
+process; the two packages take turns, and the table has medians over the rounds. Compiled code is kept on disk: "first
+process" starts without it, "second process" with the code that the first one has compiled.
 
-Importing FFCV runs numba's compiler; importing this package does not. The compiler is started before construction, as
-part of the import, so that construction means the same for both.
+Importing FFCV runs numba's compiler; importing this package does not. The benchmark starts the compiler before
+construction and counts that as import, so that construction means the same for both.
 
 The JSON: date, command, machine, versions, results: a list of
     package (ffcv_cropmix, ffcv), rows, import_seconds, import_megabytes (PSS of the process after the import),
@@ -38,7 +38,7 @@ ROWS = (10_000, 1_281_167, 14_000_000)
 
 
 def write_beton(path: Path, rows: int) -> Path:
-    """Write a .beton of raw images, in blocks of a page; all images are alike but for their level."""
+    """Write a .beton of raw images, in blocks of a page; images differ only in their level."""
     import numpy as np
     from ffcv.fields import IntField, RGBImageField
     from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
@@ -71,7 +71,7 @@ def write_beton(path: Path, rows: int) -> Path:
 
 
 def _memory(name: str) -> float:
-    """A line of the process's memory, MB: Pss of smaps_rollup, VmRSS or VmHWM of status."""
+    """Read a line about the process's memory, MB: Pss from smaps_rollup, VmRSS or VmHWM from status."""
     text = Path("/proc/self", "smaps_rollup" if name == "Pss" else "status").read_text()
     found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     assert found
@@ -79,7 +79,7 @@ def _memory(name: str) -> float:
 
 
 def measure(package: str, beton: str, hold: bool) -> None:
-    """In a process of its own: make a loader and its first batch; print a JSON line."""
+    """Make a loader and its first batch, in a separate process; print a JSON line."""
     started = time.perf_counter()
     if package == "ffcv":
         from ffcv.fields.rgb_image import CenterCropRGBImageDecoder as Decoder
@@ -139,7 +139,7 @@ def _one(package: str, beton: Path, cache: str) -> dict[str, float]:
 
 
 def _two(package: str, beton: Path, cache: str) -> float:
-    """The PSS that loaders in two processes add, MB."""
+    """Return the PSS that loaders in two processes add, MB."""
     both = [_process(package, beton, cache, "--hold") for _ in range(2)]
     total = 0.0
     for command in ("", "\n", "\n"):  # both are ready, both measure, both end
@@ -155,7 +155,7 @@ def _two(package: str, beton: Path, cache: str) -> float:
 
 
 def run(folder: Path, rows: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """Measure both packages for files of so many rows."""
+    """Measure both packages for a file with the given number of rows."""
     from tqdm import tqdm
 
     results = []

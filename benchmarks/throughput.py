@@ -1,17 +1,17 @@
-"""How fast CropMix's images are made, and in how much memory: this package, FFCV's one crop, and other ways.
+"""Measure the speed and the memory of making CropMix's images: this package, FFCV's one crop, and other peers.
 
     python benchmarks/throughput.py --beton jpg.beton raw.beton --json benchmarks/results/throughput.json
 
---data_dir FOLDER writes the photos of a folder in all ways of FILES; --beton takes files that are there. Without
-either, jpg and raw files are made of the photos that come with scikit-learn. JPEGs for the peers that read files are
-taken out of the first jpg .beton: all peers have the same images. A file of coefficients is compared with FFCV's one
-crop from the jpg .beton of the same JPEGs.
+--data_dir FOLDER writes the photos of a folder in all ways of FILES; --beton takes existing files. Without either, jpg
+and raw files are made from the photos that come with scikit-learn. JPEGs for the peers that read files are extracted
+from the first jpg .beton, so all peers have the same images. A file of coefficients is compared with FFCV's one crop
+from the jpg .beton of the same JPEGs.
 
-One process, for each size and number of workers, holds all loaders and measures them in turns, round by round: what
-else the machine does meets all alike. A ratio is of two speeds in the same round; the table has its median over the
-rounds, and the quartiles. A pass is timed from its sixth batch on: by then every buffer has been used once, and what a
-start costs, which an epoch spreads over a million images, is over (in passes of 320 raw images it is half of CropMix's
-time). A peer more than four times as slow as FFCV's one crop takes part in every third round only.
+For each size and number of workers, one process holds all loaders and measures them in turns, round by round, so that
+other load affects all of them alike. A ratio compares two speeds of the same round; the table has its median and
+quartiles over the rounds. A pass is timed from its sixth batch on. By then every buffer has been used once, and the
+cost of starting is excluded: an epoch spreads it over a million images, but in a pass of 320 raw images it is half of
+CropMix's time. A peer more than four times as slow as FFCV's one crop takes part only in every third round.
 
 The JSON:
     date, command, machine {cpu, cores, simd, memory_gib}, versions {package: version}
@@ -83,7 +83,7 @@ FILES = {  # --data_dir: name and options of write_dataset.py
 
 
 class Case(NamedTuple):
-    """A peer, and the .beton whose images it makes."""
+    """A peer, and the .beton that its images come from."""
 
     name: str
     mode: str
@@ -109,7 +109,7 @@ def build_betons(folder: Path, count: int = 320) -> list[Path]:
 
 
 def write_betons(photos: Path, folder: Path, names: Iterable[str] = FILES) -> list[Path]:
-    """Write photos into files of these names of FILES."""
+    """Write photos into the files with these names in FILES."""
     betons = []
     for name in names:
         betons.append(folder / f"{name}.beton")
@@ -119,7 +119,7 @@ def write_betons(photos: Path, folder: Path, names: Iterable[str] = FILES) -> li
 
 
 def kind_of(beton: Path) -> str:
-    """How a .beton was written: jpg, "dct 1", "dct -1", raw, as its sidecar knows it also "jpg reencoded"."""
+    """Return how a .beton was written: jpg, "dct 1", "dct -1", raw, or, if its sidecar says so, "jpg reencoded"."""
     sidecar, mode = read_sidecar(beton), mode_of(beton)
     options = sidecar.options if sidecar else {}
     level = f" {options.get('dct_level', 1)}" if mode == "dct" else ""
@@ -127,12 +127,12 @@ def kind_of(beton: Path) -> str:
 
 
 def stock_mode(kind: str) -> str:
-    """What FFCV's one crop is read from that a kind of file is compared with: JPEGs for coefficients."""
+    """Return the kind of file of FFCV's one crop that a kind is compared with: JPEGs for coefficients."""
     return re.sub(r"^dct -?\d+", "jpg", kind)
 
 
 def mode_of(beton: Path) -> str:
-    """jpg, dct or raw: what all images of a .beton are."""
+    """Return the mode of all images of a .beton: jpg, dct or raw."""
     modes = np.unique(Beton(beton).column("image")["mode"])
     if len(modes) != 1:
         raise DataError(f"{beton}: its images are some jpg, some raw: write it with --write_mode jpg, dct or raw")
@@ -140,7 +140,7 @@ def mode_of(beton: Path) -> str:
 
 
 def describe(beton: Path, description: str | None) -> dict[str, Any]:
-    """What the JSON says about a .beton."""
+    """Return the JSON's entry about a .beton."""
     metadata = Beton(beton).column("image")
     return {
         "file": beton.name,
@@ -163,12 +163,12 @@ def extract_jpegs(beton: Path, folder: Path) -> list[Path]:
 
 
 def repeated(count: int, least: int) -> list[int]:
-    """The rows 0 to count - 1, as often as it takes to be `least` or more."""
+    """Return the rows 0 to count - 1, repeated until there are at least `least`."""
     return list(range(count)) * -(-least // count)
 
 
 def seconds_per_image(passes: Iterable[Any]) -> float:
-    """Of one pass, from its sixth batch on."""
+    """Measure one pass from its sixth batch on; return seconds per image."""
     images = 0
     started = 0.0
     for number, batch in enumerate(passes, 1):
@@ -180,10 +180,10 @@ def seconds_per_image(passes: Iterable[Any]) -> float:
 
 
 def measure(jobs: dict[Case, Job], rounds: int, title: str) -> dict[Case, list[float | None]]:
-    """Seconds per image of each case in each round; None where it did not take part. A first pass compiles."""
+    """Measure seconds per image of each case in each round, None if it did not take part, after a pass to compile."""
     loaders = {case: ALL[case.name].make(job) for case, job in jobs.items()}
     first: dict[Case, float] = {}
-    # Processes are forked, which they should be before FFCV starts threads: their cases first.
+    # Peers with processes come first: they fork, which they should do before FFCV starts threads.
     for case in tqdm(sorted(loaders, key=lambda case: ALL[case.name].reads != ("files",)), f"{title}: first pass"):
         first[case] = seconds_per_image(loaders[case])
     seconds: dict[Case, list[float | None]] = {case: [] for case in loaders}
@@ -196,12 +196,12 @@ def measure(jobs: dict[Case, Job], rounds: int, title: str) -> dict[Case, list[f
 
 
 def speedups(of: Sequence[float | None], to: Sequence[float | None]) -> list[float]:
-    """How many times as fast, in each round that has both."""
+    """Return the ratio of speeds in each round that has both."""
     return [b / a for a, b in zip(of, to) if a is not None and b is not None]
 
 
 def results(seconds: dict[Case, list[float | None]], side: int, num_workers: int) -> list[dict[str, Any]]:
-    """What the JSON says about the cases of one size and number of workers."""
+    """Return the JSON's entries about the cases of one size and number of workers."""
     entries = []
     for case, times in seconds.items():
         peer = ALL[case.name]
@@ -226,7 +226,7 @@ def results(seconds: dict[Case, list[float | None]], side: int, num_workers: int
 
 
 def first_batch_seconds(name: str, job: Job) -> float:
-    """From making the loader to its first batch, in this process, which should be fresh."""
+    """Measure the seconds from making a loader to its first batch, in this process, which should be a fresh one."""
     started = time.perf_counter()
     for _ in ALL[name].make(replace(job, indices=job.indices[: job.batch_size])):
         pass
@@ -234,14 +234,14 @@ def first_batch_seconds(name: str, job: Job) -> float:
 
 
 def _resident(field: str) -> float:
-    """VmRSS or VmHWM of this process, MiB."""
+    """Read VmRSS or VmHWM of this process, MiB."""
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match
     return int(match[1]) / 1024
 
 
 def peak_mib(name: str, job: Job) -> float:
-    """Peak resident memory of a pass above what this process has after a pass in batches of one, MiB."""
+    """Measure the peak resident memory of a pass above that after a pass in batches of one, MiB."""
     for _ in ALL[name].make(replace(job, batch_size=1, indices=sorted(set(job.indices)))):
         pass
     gc.collect()
@@ -257,7 +257,10 @@ def peak_mib(name: str, job: Job) -> float:
 
 
 def decode_buffers_mib(name: str, job: Job, mode: str) -> float:
-    """What holds decoded JPEGs: FFCV, an image of the largest size for each place of each batch; here, for a thread."""
+    """Compute the size of the buffers of decoded JPEGs, MiB.
+
+    FFCV has a buffer of the largest size for each image of each batch, this package has one for each thread.
+    """
     if mode == "raw":
         return 0.0
     metadata = Beton(job.beton).column("image")
@@ -274,7 +277,7 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """What the JSON says about this machine."""
+    """Return the JSON's entry about this machine."""
     information = Path("/proc/cpuinfo").read_text()
     found = re.search(r"^model name\s*: (.*)$", information, re.M)
     flags = set((re.search(r"^flags\s*: (.*)$", information, re.M) or [""])[0].split())
@@ -287,7 +290,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and what is compared, where it is installed."""
+    """Return the versions of Python and of the compared packages that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -296,7 +299,7 @@ def versions() -> dict[str, str]:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """The results, a line each."""
+    """Print a line for each result."""
     print(f"{'':34} {'from':6}{'px':>4}{'workers':>8}{'images/s':>10}{'ratio':>8} {'quartiles':14}{'authors x':>9}")
     for result in report["results"]:
         low, high = result["ratio"]["quartiles"]
@@ -351,7 +354,7 @@ class Options:
 
 
 def chosen_peers(names: Sequence[str] | None) -> dict[str, Peer]:
-    """Those of the command line, and what they are compared with."""
+    """Return the peers of the command line, and the peers that they are compared with."""
     if names is None:
         return ALL
     return {

@@ -40,7 +40,7 @@ _RANDOM_RESIZED_CROP: dict[str, Any] = {"number": 1, "scale": 0.08, "inter_aug":
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is plotted of one image."""
+    """The contents of the plot of one image."""
 
     image: np.ndarray
     """uint8 (height, width, 3)"""
@@ -92,7 +92,7 @@ def crop_images(
 def strips(
     image: np.ndarray, epochs: Sequence[int], *, options: Mapping[str, Any], index: int = 0, seed: int = 0
 ) -> dict[str, list[MixPlan]]:
-    """What RandomResizedCrop and CropMix make of an image in several epochs.
+    """Sample the plans of RandomResizedCrop and of CropMix for an image in several epochs.
 
     Args:
         options: of CropMix, as `sample_plan` has them.
@@ -148,7 +148,7 @@ def contact_sheet(
 
 
 def _row_heights(sheet: Sheet, room: int) -> list[float]:
-    """Inches; the image of a plan, `room` crops and the mix are of one height, and take the width together."""
+    """Return heights in inches: a plan's image, `room` crops and the mix have one height and share the width."""
     height, width, _ = sheet.image.shape
     of_plans = [_WIDTH / (width / height + room + 1) + _TITLE] * len(sheet.plans)
     return of_plans + [_WIDTH / len(plans) + _TITLE for plans in sheet.strips.values()]
@@ -166,7 +166,7 @@ def _show(axes: Axes, picture: np.ndarray, title: str = " ") -> None:
 
 
 def _long_title(axes: Axes, title: str) -> None:
-    """In the place of an empty title: from the left, and images are not moved where it is wider than they are."""
+    """Write a title that starts at the left and, unlike matplotlib's, does not move images that are narrower."""
     text = axes.annotate(title, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=10)
     text.set_in_layout(False)
 
@@ -178,7 +178,7 @@ def _plot_plan(
     output_size: tuple[int, int],
     interpolation: Interpolation,
 ) -> None:
-    """A row: the crops on the image, each crop resized, the mix."""
+    """Plot a row: the crops on the image, each crop resized, the mix."""
     _plot_crops(places[0], image, plan)
     shares = crop_shares(plan, output_size)
     crops = crop_images(image, plan, output_size, interpolation)
@@ -220,7 +220,7 @@ def _plot_crops(axes: Axes, image: np.ndarray, plan: MixPlan) -> None:
 
 
 def _plot_crop(axes: Axes, k: int, picture: np.ndarray, shares: np.ndarray) -> None:
-    """A crop in a frame like its crop's; what cutmix covers is pale."""
+    """Plot a resized crop in a frame of the crop's colour; parts that cutmix covers are pale."""
     covered = (shares == 0)[:, :, None]
     _show(axes, np.where(covered, 255 - (255 - picture) // 4, picture), f"{100 * shares.mean():.0f} %")
     axes.spines[:].set(visible=True, edgecolor=_COLORS[k], linewidth=2.4, linestyle=_LINES[k % len(_LINES)])
@@ -228,7 +228,7 @@ def _plot_crop(axes: Axes, k: int, picture: np.ndarray, shares: np.ndarray) -> N
 
 
 def _plot_mix(axes: Axes, picture: np.ndarray, shares: np.ndarray | None) -> None:
-    """The mix; of cutmix, with the crops' borders and numbers."""
+    """Plot the mix; for cutmix, with the borders and numbers of the crops."""
     from matplotlib.colors import to_rgb
 
     if shares is not None:
@@ -246,7 +246,7 @@ def _plot_mix(axes: Axes, picture: np.ndarray, shares: np.ndarray | None) -> Non
 
 
 def _label(axes: Axes, k: int, column: float, row: float, right: int = 0, bottom: int = 0) -> None:
-    """The number of a crop, in its colour, within the corner at a place of an image: the upper left one, or another."""
+    """Write a crop's number at (column, row), to the right of and below that place, or to the left or above."""
     axes.annotate(
         str(k + 1),
         (column, row),
@@ -262,14 +262,14 @@ def _label(axes: Axes, k: int, column: float, row: float, right: int = 0, bottom
 
 
 def _contrast(k: int) -> str:
-    """Black on bright colours, white on dark ones."""
+    """Return the colour of text on a crop's colour: black on bright ones, white on dark ones."""
     from matplotlib.colors import to_rgb
 
     return "black" if np.dot(to_rgb(_COLORS[k]), (0.299, 0.587, 0.114)) > 0.5 else "white"
 
 
 def open_images(path: Path, rows: Sequence[int] | None, count: int) -> list[tuple[int, str, np.ndarray]]:
-    """Images to plot, with their rows and names.
+    """Read the images to plot, with their rows and names.
 
     Args:
         path: a .beton file, an image, or a folder: the images of a folder of classes have the rows that

@@ -121,7 +121,7 @@ def _blend(mix: np.ndarray, target: Target, x: int, channels: np.ndarray) -> Non
 
 
 def _rgb(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, limit: int) -> np.ndarray:
-    """Convert luma and centred colours to RGB, int64 (3, ...), clipped to 0 to `limit` (ITU-R BT.601, full range: JFIF).
+    """Convert luma and centred colours to RGB, int64 (3, ...), clipped to 0 to `limit` (ITU-R BT.601, full range).
 
     Factors above 1/2 are split (1.402 = 1 + 0.402, 0.714 = 1 - 0.286, 1.772 = 2 - 0.228), so that the truncated
     products and the sums fit 16 bits. The colours' contribution to green is clipped to 16 bits, which changes no colour
