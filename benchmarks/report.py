@@ -221,7 +221,7 @@ def benchmarks_section(report: dict[str, Any], start: dict[str, Any] | None = No
         "Ratios of CropMix, by number of crops; the lower of with and without `inter_aug`, where both were measured:"
     )
     rows: list[tuple[str, dict[str, Any]]] = [
-        (f"{operation}, {number[0] if len(number) == 1 else 'drawn'}", {"operation": operation, "number": number})
+        (f"{operation}, {number[0] if len(number) == 1 else 'sampled'}", {"operation": operation, "number": number})
         for operation, number in product(("mixup", "cutmix"), ([2], [3], [4], [2, 3, 4]))
     ]
     rows.append(("one crop", {"number": 1}))

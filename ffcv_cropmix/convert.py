@@ -78,7 +78,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.convert") -> None:
-    """Run the command line (default: that of the process)."""
+    """Run the command line (default: `sys.argv[1:]`)."""
     options = parse_options(Options, arguments, prog=prog, description=(__doc__ or "").partition("\n\n")[0])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
     Image.MAX_IMAGE_PIXELS = None  # large images are welcome

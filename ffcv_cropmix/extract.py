@@ -99,7 +99,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.extract") -> None:
-    """Run the command line (default: that of the process)."""
+    """Run the command line (default: `sys.argv[1:]`)."""
     options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     count = extract(options.file, options.folder, options.rows)
     print(f"{options.folder}: {count:,} images")

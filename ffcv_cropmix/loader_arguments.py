@@ -67,7 +67,7 @@ _ORDERS: dict[Any, type[TraversalOrder]] = {
 
 
 def order_class(order: Any) -> Callable[[Loader], TraversalOrder]:
-    """Return what makes the traversal order of a loader.
+    """Return the object that computes the traversal order of a loader.
 
     Raises:
         ValueError: `order` is neither an `OrderOption` nor a `TraversalOrder`.
@@ -159,7 +159,7 @@ def with_checksums(metadata: np.ndarray, columns: set[str], digests: np.ndarray)
 
 
 def checked_indices(indices: Sequence[int], samples: int) -> np.ndarray:
-    """Return indices as int64 (n,). Compiled code does not check them: it would read anywhere in memory.
+    """Return indices as int64 (n,), checked: compiled code does not check them, and could read anywhere in memory.
 
     Raises:
         ValueError: they are not integers, or not in 0 to samples - 1.

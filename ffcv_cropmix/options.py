@@ -304,7 +304,7 @@ def parse_options(kind: type[T], arguments: Sequence[str] | None = None, *, prog
 
     Args:
         kind: a dataclass.
-        arguments: the command line; default: that of the process.
+        arguments: the command line; default: `sys.argv[1:]`.
         prog: the program's name.
         description: what the program does.
 

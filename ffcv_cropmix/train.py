@@ -12,7 +12,7 @@ from .training.config import parse_config
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.train") -> None:
-    """Run the command line (default: that of the process)."""
+    """Run the command line (default: `sys.argv[1:]`)."""
     config = parse_config(arguments, prog=prog)
     from .training import classifier  # imports torch and FFCV: takes seconds, so options are checked first
 

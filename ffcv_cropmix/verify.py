@@ -115,7 +115,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.verify") -> None:
-    """Run the command line (default: that of the process)."""
+    """Run the command line (default: `sys.argv[1:]`)."""
     options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     try:
         with wrong_options():

@@ -434,7 +434,7 @@ def plot(options: Options) -> list[Figure]:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.visualize") -> None:
-    """Run the command line (default: that of the process)."""
+    """Run the command line (default: `sys.argv[1:]`)."""
     options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     Image.MAX_IMAGE_PIXELS = None  # large images are welcome
     with wrong_options():

@@ -57,7 +57,7 @@ def test_the_authors_demo_in_data_loader_workers(tmp_path: Path) -> None:
             (first, second), again = (run.result() for run in runs)
             assert first.shape == (12, 3, 224, 224)
             assert -2 <= first.min() < -0.5 < 0.5 < first.max() <= 2
-            assert len({image.tobytes() for image in (*first, *second)}) == 24  # no two draws alike
+            assert len({image.tobytes() for image in (*first, *second)}) == 24  # no two images are equal
             assert all(np.array_equal(a, b) for a, b in zip((first, second), again))
 
 

@@ -1,6 +1,6 @@
-"""Check that a .beton file is sound: everything but the samples' own bytes, before anything reads it.
+"""Check a .beton file, except for the bytes of its samples, before it is read.
 
-FFCV trusts the file: a damaged one ends in a hang, a signal, or other samples' pixels.
+FFCV does not check files: a damaged file leads to a hang, a signal, or the pixels of other samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_beton(path: str | os.PathLike[str], custom_fields: Mapping[str, type[F
         custom_fields: fields of your own types by name, as for `ffcv.loader.Loader`.
 
     Returns:
-        the open file.
+        The open file.
 
     Raises:
         DataError: the file is not sound; one line that names it and what is wrong.

@@ -1,7 +1,7 @@
 """Sources of a loader's samples: the mapped file, or pages of it that are read ahead.
 
-Both serve FFCV's compiled pipelines through the interface of its memory managers. FFCV's own keep Python dicts and sets
-of all samples, and hang when a page cannot be read.
+Both have the interface of FFCV's memory managers, so FFCV's compiled pipelines can use them. FFCV's own managers keep
+Python dicts and sets of all samples, and hang when a page cannot be read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PageCache(_Manager):
 
     Args:
         beton: the file.
-        memory: most bytes that pages may take; default: half of the machine's memory.
+        memory: memory that pages may take, bytes; default: half of the machine's memory.
     """
 
     def __init__(self, beton: Beton, memory: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Read .beton files: the one place that knows FFCV's format for reading, as `convert` knows it for writing.
+"""Read .beton files. All code that reads FFCV's format is here; the code that writes it is in `convert`.
 
 The tables are mapped from the file, not copied: processes that open the same file share them.
 """
@@ -34,7 +34,7 @@ _BLOCK = 2**16  # rows examined at a time
 
 
 class Storage(NamedTuple):
-    """Where the samples' bytes are: FFCV's storage state, for `read_sample`."""
+    """The places of the samples' bytes: FFCV's storage state, for `read_sample`."""
 
     memory: np.ndarray
     """uint8 (n,): the file, or pages of it"""
@@ -74,7 +74,7 @@ def read_sample(address, storage):
 class Beton:
     """The header, fields and tables of a .beton file. Has the attributes of `ffcv.reader.Reader`.
 
-    Opening a file checks its structure; `check_beton` also checks what the tables say.
+    Opening a file checks its structure; `check_beton` also checks the contents of the tables.
 
     Args:
         path: the file.
@@ -239,7 +239,7 @@ class Beton:
     def _detach_empty_values(self) -> None:
         """Point empty values at the header, where nothing is stored.
 
-        FFCV gives an empty value the address of the next one, whose bytes would be read in its place.
+        FFCV gives an empty value the address of the next value, so the bytes of that one would be read instead.
         """
         for number, name in enumerate(self.fields):
             column = self.column(name)

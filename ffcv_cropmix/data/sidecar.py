@@ -117,19 +117,19 @@ def read_sidecar(beton: str | os.PathLike[str]) -> Sidecar | None:
 def match_names(
     own: Sequence[str], labels: np.ndarray, other: Sequence[str], *, path: Any, other_path: Any
 ) -> list[int]:
-    """Map classes to the numbers that another file or model gives them, by name.
+    """Map class names to their labels in another file or model.
 
     Args:
         own: class names, by label.
         labels: labels of the samples, integers (n,).
-        other: class names of the other, by its labels.
+        other: class names of the other file or model, by its labels.
         path, other_path: the files, for messages.
 
     Returns:
-        the other's label for each class of `own`; -1 for classes without samples that the other lacks.
+        The label in `other` of each class of `own`; -1 for a class without samples that `other` lacks.
 
     Raises:
-        DataError: the other lacks a class that has samples here, or has two classes of its name.
+        DataError: `other` lacks a class that has samples in `own`, or has two classes of that name.
 
     Example:
         >>> match_names(["cat", "dog"], np.array([0, 1]), ["ant", "cat", "dog"], path="a.beton", other_path="b.beton")
@@ -155,7 +155,7 @@ def match_names(
 
 
 def number_as(source: Source, beton: Path) -> Source:
-    """Return a source whose classes are numbered as in a .beton file, by name.
+    """Return a source with the labels that its class names have in a .beton file.
 
     Raises:
         DataError: the file has no sidecar, or lacks a class that has samples.

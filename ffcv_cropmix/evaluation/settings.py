@@ -39,7 +39,7 @@ class Settings:
     entry: str | None = None
     """Entry of a checkpoint with several networks, such as state_dict_ema"""
     classes_of: Path | None = option(None, metavar="TRAIN.beton")
-    """A file whose classes name the outputs of weights that do not name them"""
+    """A file with the class names of the outputs, for weights without class names"""
     metrics: list[str] = option(list(METRICS), choices=METRICS, empty=True, metavar="METRIC")
     """Metrics on --data, of {choices}"""
     imagenet_a: Path | None = option(None, metavar="DIR")

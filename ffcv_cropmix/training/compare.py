@@ -233,7 +233,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ffcv_cropmix.training.compare") -> None:
-    """Run the command line (default: that of the process)."""
+    """Run the command line (default: `sys.argv[1:]`)."""
     options = parse_options(Options, arguments, prog=prog, description=__doc__ or "")
     runs = read_runs(options.runs)
     try:

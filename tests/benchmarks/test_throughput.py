@@ -238,7 +238,7 @@ def test_tables_and_plot_come_from_the_json(
     assert "| **CropMix, this package** | 12,346 | 1.23 (1.10 to 1.30) |" in text
     variants = (tmp_path / "benchmarks/README.md").read_text()
     assert f"{PEERS['dali'].label}: nvidia.dali is not installed." in variants
-    assert "| mixup, drawn | 1.23 |" in variants and "| mixup, 2 |  |" in variants
+    assert "| mixup, sampled | 1.23 |" in variants and "| mixup, 2 |  |" in variants
     assert (tmp_path / "docs/throughput.png").read_bytes().startswith(b"\x89PNG")
     report.main()
     assert (tmp_path / "README.md").read_text() == text

@@ -41,7 +41,7 @@ def _set(table: str, name: str, value: int, row: int | None = None) -> Callable[
 
 
 def _end(cut: Callable[[int, int], int]) -> Callable[[Content], bytes]:
-    """Cut off at a place, from the file's size and that of its allocation table's start."""
+    """Cut the file at `cut(size of the file, start of its allocation table)`."""
     return lambda content: bytes(content.data[: cut(len(content.data), int(content.header["alloc_table_ptr"][0]))])
 
 

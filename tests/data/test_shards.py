@@ -90,7 +90,7 @@ AT_NEXT = _offset(WHOLE, "60.png")
         (_zeroed(WHOLE, AT, AT_NEXT), AT, [0, 20, 60, 80, 100]),
         (_zeroed(WHOLE, AT, len(WHOLE)) + bytes(20480), AT, [0, 20]),
         (WHOLE[:AT] + b"\xff" * 1024 + WHOLE[AT_LABEL:], AT, [0, 20, 60, 80, 100]),
-        # What was cut was written anew behind it: the header of y0.png lies in 40.png.
+        # The cut sample was written again after it: the header of y0.png lies in 40.png.
         (WHOLE[: AT + 512] + _samples(LEVELS, "y"), AT + 1024, [0, 20, 20, 40, 60, 80, 100]),
         (
             _flipped(LONG, AT_LONG + 9),
