@@ -20,7 +20,7 @@ class ModelConfig:
     arch: str = "resnet18"
     """Name of a torchvision classification architecture, or timm/NAME with timm installed"""
     pretrained: Switch = 0
-    """Start from torchvision's or timm's pretrained weights (downloaded); another size of head is initialised again"""
+    """Start from torchvision's or timm's pretrained weights (downloaded); a head of another size is reinitialised"""
     num_classes: int | None = None
     """Number of classes, at least 2; null: as many as the training set's sidecar names, else 1000"""
     cifar_stem: Switch = 0

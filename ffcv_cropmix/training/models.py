@@ -232,7 +232,7 @@ def create_network(
         arch: Name of a torchvision classification architecture, such as resnet50, or timm/NAME.
         num_classes: Number of outputs.
         pretrained: Start from the default pretrained weights. Parameters whose shape does not fit `num_classes` are
-            initialised again, and listed on stdout.
+            reinitialised, and listed on stdout.
         blurpool: See `apply_blurpool`.
         cifar_stem: See `apply_cifar_stem`.
 
