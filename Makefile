@@ -7,7 +7,7 @@ export PYTHON
 
 .PHONY: demo examples test lint bench gpu docs wheels clean
 
-demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and draw the crops
+demo: $(VENV)/.demo  ## train on handwritten digits, with and without CropMix, and plot the crops
 	$(BIN)/python examples/demo.py
 
 examples: $(VENV)/.examples  ## each example at toy size, on the same digits

@@ -1,6 +1,6 @@
 """make demo: plot what CropMix does, and train twice on a small set, with RandomResizedCrop and with CropMix.
 
-The data come with scikit-learn: a photo, and 1,797 scans of handwritten digits. It takes eight minutes on two cores. So
+The data come with scikit-learn: a photo, and 1,797 scans of handwritten digits. It takes three minutes on two cores. So
 small a set and so short a training show that everything runs, and how fast, but not which augmentation is better.
 """
 
