@@ -185,7 +185,7 @@ def start_table(start: dict[str, Any]) -> str:
     for result in start["results"]:
         times = [result["import_seconds"], result["construction_seconds"], *result["first_batch_seconds"].values()]
         sizes = [result["import_megabytes"], result["megabytes"], result["megabytes_of_two"]]
-        cells = [f"{result['rows']:,}", labels[result["package"]], *(f"{seconds:.1f} s" for seconds in times)]
+        cells = [f"{result['rows']:,}", labels[result["package"]], *(f"{seconds:.2f} s" for seconds in times)]
         lines.append(_row([*cells, *(f"{size:,.0f} MB" for size in sizes)]))
     return "\n".join(lines)
 

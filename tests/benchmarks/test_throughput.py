@@ -249,7 +249,7 @@ def test_tables_and_plot_come_from_the_json(
     start = {"date": "2026-01-02", "command": "start.py", "results": [started]}
     (tmp_path / "start.json").write_text(json.dumps(start))
     report.main()
-    row = "| 1,000 | FFCV | 1.2 s | 2.0 s | 3.0 s | 4.0 s | 300 MB | 5 MB | 11 MB |"
+    row = "| 1,000 | FFCV | 1.24 s | 2.00 s | 3.00 s | 4.00 s | 300 MB | 5 MB | 11 MB |"
     assert row in (tmp_path / "benchmarks/README.md").read_text()
     kinds = {"jpg": {"bytes": 1_000, "images": 10}, "dct 1": {"bytes": 980, "images": 10}}
     files = {**measured, "data": {mode: measured["data"]["jpg"] | sizes for mode, sizes in kinds.items()}}
