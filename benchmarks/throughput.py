@@ -141,13 +141,14 @@ def mode_of(beton: Path) -> str:
 
 def describe(beton: Path, description: str | None) -> dict[str, Any]:
     """Return the JSON's entry about a .beton."""
-    metadata = Beton(beton).column("image")
+    reader = Beton(beton)
+    metadata = reader.column("image")
     return {
         "file": beton.name,
         "images": len(metadata),
         "mean_height": float(metadata["height"].mean()),
         "mean_width": float(metadata["width"].mean()),
-        "bytes": beton.stat().st_size,
+        "bytes": int(reader.alloc_table["size"].sum()),  # not the file's: that is a multiple of its page, 8 MiB
         "description": description,
     }
 
