@@ -334,6 +334,8 @@ class Loader(FFCVLoader):
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
     def __iter__(self) -> Pass:
+        if self.recompile:
+            self.generate_code()
         return Pass(self)
 
     def next_pass(self) -> tuple[np.ndarray, int, int]:
@@ -346,8 +348,6 @@ class Loader(FFCVLoader):
         Compiler.num_threads = self.num_workers
         epoch, first = self.next_epoch, self._first_batch
         order = self.next_traversal_order()[first * self.batch_size : len(self) * self.batch_size]
-        if self.recompile:
-            self.generate_code()
         for node in self.graph.nodes:
             set_epoch = getattr(getattr(node, "decoder", None), "set_epoch", None)
             if set_epoch:
