@@ -7,18 +7,20 @@ from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
-from numba import carray, prange, types
+from numba import types
 
 from . import dct_pixels, turbojpeg
 from .data.images import DCT, JPG, RAW
 from .dct import BAD_DCT, OTHER_SIZE
-from .functional import kernels_of
+from .functional import BYTES, IMAGE, LAYERS, compile_renderer
 from .kernels import sampling
+from .kernels.arrays import array_at, empty
 from .kernels.checksum import xxh64
-from .kernels.jit import as_pointer, as_readonly, compiled_once, entry, jit
+from .kernels.jit import as_readonly, compiled_once, entry, jit
 from .kernels.layers import new_layers
+from .kernels.parallel import in_threads, prepare, task
 from .kernels.planes import new_planes_scratch, render_planes
-from .kernels.render import pixels_needed
+from .kernels.render import new_scratch, pixels_needed
 
 Decode = Literal["rgb", "rows", "ycbcr"]
 
@@ -52,12 +54,6 @@ class Workspace(NamedTuple):
 
 
 @jit
-def _int(number):
-    """Convert a number of the metadata to int64: in numba, the product of uint64 and int64 is a float."""
-    return int(np.int64(number))
-
-
-@jit
 def _new_nothing(scratch, interpolation, height, width, output_height, output_width):
     """Replace `new_planes_scratch` where no planes are rendered, to save its compilation."""
     return ()
@@ -83,10 +79,7 @@ def images_apart(images: tuple[np.ndarray, ...]) -> np.ndarray:
 def _image_at(places, view, position):
     """Return one image of a batch, uint8 (height, width, 3)."""
     height, width = places[view, 1], places[view, 2]
-    return carray(as_pointer(places[view, 0] + position * height * width * 3), (height, width, 3), np.uint8)
-
-
-_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+    return array_at(places[view, 0] + position * height * width * 3, (height, width, 3), np.uint8)
 
 
 class Specialization(NamedTuple):
@@ -103,34 +96,65 @@ class Specialization(NamedTuple):
     decode: Decode
 
 
-def _decode_dct(data, height, width, box, planar, buffers):
-    """Call `dct_pixels.decode_dct` and return both of its results in one number: code << 1 | planes."""
+# Parts that many kinds of loops share are compiled once for all of them. Compiled code returns one number: the second
+# result is its lowest bit.
+
+
+_WHOLE = types.int64
+_BOX, _LAYOUT = types.Array(_WHOLE, 1, "C"), types.Array(_WHOLE, 2, "C")
+
+
+@cache
+def _compile_sampler(sample_layers: Any, options: Any) -> Any:
+    """Compile a decoder's `_sample_layers` for one view with options of this type."""
+
+    def sampler(options, index, epoch, view, height, width, output_height, output_width, plan, layers):
+        count, flip = sample_layers(
+            options, index, epoch, view, height, width, output_height, output_width, plan, layers
+        )
+        return count << 1 | flip
+
+    return compiled_once(sampler, _WHOLE, options, *[_WHOLE] * 7, numba.typeof(sampling.new_plan_arrays()), LAYERS)
+
+
+@cache
+def _compile_pixels_needed() -> Any:
+    return compiled_once(pixels_needed, types.none, LAYERS, *[_WHOLE] * 4, _BOX)
+
+
+@cache
+def _compile_render_planes() -> Any:
+    scratch = numba.typeof(new_planes_scratch(new_scratch(0, 1, 1, 1, 1), 0, 1, 1, 1, 1))
+    arguments = BYTES, _LAYOUT, LAYERS, _WHOLE, types.boolean, _WHOLE, IMAGE, scratch
+    return compiled_once(render_planes, types.none, *arguments)
+
+
+def _read_dct(data, height, width, box, planar, buffers):
     code, planes = dct_pixels.decode_dct(data, height, width, box, planar, buffers)
     return code << 1 | planes
 
 
+def _read_jpeg(data, height, width, box, planar, buffers):
+    if planar:
+        code = turbojpeg.decode_jpeg_planes(data, height, width, box[2], buffers)
+        if code != turbojpeg.NOT_420:
+            return code << 1 | 1
+    return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers) << 1
+
+
 @cache
-def _compile_decode_dct() -> Any:
-    """Compile `_decode_dct`, once for all decoders."""
-    buffers = dct_pixels.new_buffers(8, 8)
-    kinds = types.int64, types.int64, numba.typeof(np.empty(4, np.int64)), types.boolean, numba.typeof(buffers)
-    dct_pixels.destroy_context(buffers.context)
-    return compiled_once(_decode_dct, types.int64, _BYTES, *kinds)
-
-
-def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
+def _compile_reader(dct: bool) -> tuple[Any, Any, Any]:
     """Return the compiled functions that read the images of a field.
 
     Returns:
         new_buffers: (largest height, largest width, largest (height + 1) * (width + 1) of a JPEG, size of the largest
             file to be copied) -> the buffers of one thread.
         destroy_buffers: frees the memory that numba does not manage.
-        read_image: (data, height, width, box, buffers) -> (0 or an error code, whether buffers.pixels holds planes).
-            buffers.layout describes planes; otherwise buffers.pixels holds RGB rows. Only the pixels in `box` are
-            needed.
+        read_image: (data, height, width, box, planar, buffers) -> code << 1 | planes: 0 or an error code, and whether
+            buffers.pixels holds planes. buffers.layout describes planes; otherwise buffers.pixels holds RGB rows. Only
+            the pixels in `box` are needed.
     """
-    planar = kind.decode == "ycbcr" and not kind.two_pass
-    if kind.dct:
+    if dct:
 
         @jit
         def new_buffers(height, width, area, largest_file):
@@ -139,13 +163,6 @@ def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
         @jit
         def destroy_buffers(buffers):
             dct_pixels.destroy_context(buffers.context)
-
-        decode_dct = _compile_decode_dct()
-
-        @jit
-        def read_image(data, height, width, box, buffers):
-            both = decode_dct(data, height, width, box, planar, buffers)
-            return both >> 1, (both & 1) == 1
 
     else:
 
@@ -157,33 +174,15 @@ def _readers(kind: Specialization) -> tuple[Any, Any, Any]:
         def destroy_buffers(buffers):
             pass
 
-        if planar:
-
-            @jit
-            def read_image(data, height, width, box, buffers):
-                code = turbojpeg.decode_jpeg_planes(data, height, width, box[2], buffers)
-                if code != turbojpeg.NOT_420:
-                    return code, True
-                return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers), False
-
-        elif kind.decode == "rgb":
-
-            @jit
-            def read_image(data, height, width, box, buffers):
-                return turbojpeg.decode_jpeg(data, height, width, buffers), False
-
-        else:
-
-            @jit
-            def read_image(data, height, width, box, buffers):
-                return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers), False
-
-    return new_buffers, destroy_buffers, read_image
+    buffers = new_buffers(8, 8, 81, 0)
+    arguments = BYTES, _WHOLE, _WHOLE, _BOX, types.boolean, numba.typeof(buffers)
+    destroy_buffers(buffers)
+    return new_buffers, destroy_buffers, compiled_once(_read_dct if dct else _read_jpeg, _WHOLE, *arguments)
 
 
 @cache
 def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
-    """Compile the functions that decode and render one sample, once per process.
+    """Return the kernels that decode and render one sample.
 
     Returns:
         new_workspace: (batch_indices, metadata, largest file in bytes, interpolation, largest output height, largest
@@ -192,29 +191,32 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
         render_sample: decodes one sample and renders, for each of its images, the layers that `sample_layers` fills
             in; returns 0 or a key of CAUSES.
     """
-    sample_layers, dct = kind.sample_layers, kind.dct
-    new_scratch, render = kernels_of(kind.two_pass)
-    new_buffers, destroy_buffers, read_image = _readers(kind)
+    dct = kind.dct
+    sample_layers = _compile_sampler(kind.sample_layers, kind.options.dtype)
+    needed = _compile_pixels_needed()
+    new_scratch, render = compile_renderer(kind.two_pass)
+    new_buffers, destroy_buffers, read_image = _compile_reader(dct)
     planar, boxed = kind.decode == "ycbcr" and not kind.two_pass, dct or kind.decode != "rgb"
     new_planes = new_planes_scratch if planar else _new_nothing
+    render_planar = _compile_render_planes() if planar else render
     coded = DCT if dct else JPG
 
     @jit
     def new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width):
-        height = width = area = 0
+        height = width = area = np.int64(0)
         for index in batch_indices:
             field = metadata[index]
-            height = max(height, _int(field["height"]))
-            width = max(width, _int(field["width"]))
+            height = max(height, np.int64(field["height"]))
+            width = max(width, np.int64(field["width"]))
             if field["mode"] == JPG:
-                area = max(area, (_int(field["height"]) + 1) * (_int(field["width"]) + 1))
+                area = max(area, (np.int64(field["height"]) + 1) * (np.int64(field["width"]) + 1))
         scratch = new_scratch(interpolation, height, width, output_height, output_width)
         return Workspace(
             new_layers(),
             sampling.new_plan_arrays(),
             scratch,
             new_planes(scratch, interpolation, height, width, output_height, output_width),
-            np.empty(4, np.int64),
+            empty(4, np.int64),
             new_buffers(height, width, area, largest_file),
         )
 
@@ -222,6 +224,7 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
     def destroy_workspace(workspace):
         destroy_buffers(workspace.image)
 
+    @jit
     def render_sample(
         code, data, mode, height, width, options, interpolation, index, epoch, workspace, places, position
     ):
@@ -231,13 +234,14 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
             pass
         elif mode == coded:
             pixels = as_readonly(image.pixels)
+            box[0], box[1], box[2], box[3] = (height, width, 0, 0) if boxed else (0, 0, height, width)
             if boxed:
-                box[0], box[1], box[2], box[3] = height, width, 0, 0
                 for view in range(len(options)):
                     size = places[view, 1], places[view, 2]
-                    count, _ = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
-                    pixels_needed(layers, count, interpolation, *size, box)
-            code, planes = read_image(data, height, width, box, image)
+                    both = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
+                    needed(layers, both >> 1, interpolation, *size, box)
+            both = read_image(data, height, width, box, planar, image)
+            code, planes = both >> 1, (both & 1) == 1
         elif mode == RAW and not dct:
             if data.size != 3 * height * width:
                 code = BAD_RAW_SIZE
@@ -249,22 +253,17 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
                 out[:] = 0
                 continue
             output_height, output_width, _ = out.shape
-            count, flip = sample_layers(
+            both = sample_layers(
                 options[view], index, epoch, view, height, width, output_height, output_width, plan, layers
             )
+            count, flip = both >> 1, (both & 1) == 1
             if planar and planes:
-                render_planes(pixels, image.layout, layers, count, flip, interpolation, out, workspace.planes)
+                render_planar(pixels, image.layout, layers, count, flip, interpolation, out, workspace.planes)
             else:
                 render(pixels, width, layers, count, flip, interpolation, out, workspace.scratch)
         return code
 
-    sample = np.empty(0, [("height", "u2"), ("width", "u2"), ("mode", "u1")])
-    places = np.ones((1, 3), np.int64)
-    empty = new_workspace(np.empty(0, np.int64), sample, 0, 0, 1, 1)
-    workspace, whole = numba.typeof(empty), types.int64
-    destroy_workspace(empty)
-    arguments = (whole, _BYTES, *[whole] * 3, kind.options, *[whole] * 3, workspace, numba.typeof(places), whole)
-    return new_workspace, destroy_workspace, compiled_once(render_sample, whole, *arguments)
+    return new_workspace, destroy_workspace, render_sample
 
 
 @cache
@@ -279,39 +278,43 @@ def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
     new_workspace, destroy_workspace, render_sample = compile_sample(kind)
     whole_files = kind.dct or kind.decode == "rgb"
 
-    def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
+    prepare()
+
+    @task
+    def render_some(arguments, chunk):
+        batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks = arguments
         _, epoch, largest_height, largest_width, _ = numbers.shape
-        count = len(batch_indices)
         largest_file = 0  # bytes, of the files that `turbojpeg` copies to decode their first rows
         if not whole_files:
             for index in batch_indices:
                 largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
-        for chunk in prange(chunks):
-            # Each call has its own working memory: after a `break`, two passes may briefly run the same decoder.
-            workspace = new_workspace(
-                batch_indices, metadata, largest_file, interpolation, largest_height, largest_width
+        # Each call has its own working memory: after a `break`, two passes may briefly run the same decoder.
+        workspace = new_workspace(batch_indices, metadata, largest_file, interpolation, largest_height, largest_width)
+        for position in range(chunk, len(batch_indices), chunks):
+            index = batch_indices[position]
+            field = metadata[index]
+            data = read(field["data_ptr"], storage_state)
+            code = 0
+            if checked and xxh64(data) != field["checksum"]:
+                code = BAD_CHECKSUM
+            codes[position] = render_sample(
+                code,
+                as_readonly(data),
+                np.int64(field["mode"]),
+                np.int64(field["height"]),
+                np.int64(field["width"]),
+                options,
+                interpolation,
+                np.int64(index),
+                epoch,
+                workspace,
+                places,
+                position,
             )
-            for position in range(chunk, count, chunks):
-                index = batch_indices[position]
-                field = metadata[index]
-                data = read(field["data_ptr"], storage_state)
-                code = 0
-                if checked and xxh64(data) != field["checksum"]:
-                    code = BAD_CHECKSUM
-                codes[position] = render_sample(
-                    code,
-                    as_readonly(data),
-                    _int(field["mode"]),
-                    _int(field["height"]),
-                    _int(field["width"]),
-                    options,
-                    interpolation,
-                    _int(index),
-                    epoch,
-                    workspace,
-                    places,
-                    position,
-                )
-            destroy_workspace(workspace)
+        destroy_workspace(workspace)
 
-    return entry(loop, parallel=True)
+    def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
+        arguments = batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks
+        return in_threads(render_some, arguments, chunks)
+
+    return entry(loop)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import libzstd
+from .kernels.arrays import empty
 from .kernels.coefficient_code import (
     ALL_ESCAPES,
     ALL_ROWS,
@@ -69,11 +70,11 @@ def new_buffers(largest_content, largest_rows):
         DctBuffers.
     """
     return DctBuffers(
-        np.empty(largest_content, np.uint8),
-        np.empty(4, np.int64),
-        np.empty((MOST_COMPONENTS, 13), np.int64),
-        np.empty((MOST_COMPONENTS, 64), np.uint16),
-        np.empty((MOST_COMPONENTS * (largest_rows + 1), 3), np.int64),
+        empty(largest_content, np.uint8),
+        empty(4, np.int64),
+        empty((MOST_COMPONENTS, 13), np.int64),
+        empty((MOST_COMPONENTS, 64), np.uint16),
+        empty((MOST_COMPONENTS * (largest_rows + 1), 3), np.int64),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from .dct import OK, decode_blocks, largest_content, new_context, open_dct
 from .dct import destroy_context as destroy_context
 from .dct import new_buffers as new_dct_buffers
+from .kernels.arrays import empty
 from .kernels.coefficient_code import COLUMNS, COMPONENTS, ROWS, H, V
 from .kernels.colour import PIXELS, blend_rows, widen, ycbcr_to_rgb
 from .kernels.idct import inverse_dct
@@ -51,11 +52,11 @@ def new_buffers(largest_height, largest_width):
     return PixelBuffers(
         new_context(),
         new_dct_buffers(largest_content(largest_height, largest_width), (largest_height + 7) // 8),
-        np.empty(8 * width, np.int16),
-        np.empty(width // 8 + 1, np.uint8),
-        np.empty((3, LAYOUT), np.int64),
-        np.empty(3 * (largest_height * largest_width + PIXELS + height * width + row), np.uint8),
-        np.empty(row, np.uint16),
+        empty(8 * width, np.int16),
+        empty(width // 8 + 1, np.uint8),
+        empty((3, LAYOUT), np.int64),
+        empty(3 * (largest_height * largest_width + PIXELS + height * width + row), np.uint8),
+        empty(row, np.uint16),
     )
 
 

@@ -148,7 +148,10 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
         def decode(batch_indices, memory, metadata, storage_state):
             codes, numbers, *images = memory
             places = places_of(images)
-            loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, threads)
+            if not loop(
+                batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, threads
+            ):
+                raise MemoryError(f"no memory to decode a batch of {len(batch_indices)} images")
             if raises and codes.any():
                 raise self.failures(batch_indices, memory)[0]
             return result(tuple(images))

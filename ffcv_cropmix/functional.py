@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal
 
+import numba
 import numpy as np
+from numba import types
 
 from .kernels.coefficients import AREA, BICUBIC, BILINEAR, NEGATIVE_LOBES
-from .kernels.jit import entry
+from .kernels.jit import compiled_once, entry
 from .kernels.layers import collapse, new_layers
 from .kernels.render import new_scratch, render
 from .kernels.two_pass import new_two_pass_scratch, render_two_pass
@@ -29,18 +31,26 @@ def interpolation_number(interpolation: str) -> int:
     return INTERPOLATIONS[interpolation]
 
 
-def kernels_of(two_pass: bool) -> tuple[Any, Any]:
-    """Return (new_scratch, render), with the same arguments for all filters.
+BYTES, IMAGE = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 3, "C")
+LAYERS = numba.typeof(new_layers())
+
+
+@cache
+def compile_renderer(two_pass: bool) -> tuple[Any, Any]:
+    """Return (new_scratch, render), with the same arguments for all filters; `render` is compiled once for all callers.
 
     Args:
         two_pass: for filters with negative lobes, `NEGATIVE_LOBES`.
     """
-    return (new_two_pass_scratch, render_two_pass) if two_pass else (new_scratch, render)
+    kernels = (new_two_pass_scratch, render_two_pass) if two_pass else (new_scratch, render)
+    scratch = numba.typeof(kernels[0](0, 1, 1, 1, 1))
+    arguments = BYTES, types.int64, LAYERS, types.int64, types.boolean, types.int64, IMAGE, scratch
+    return kernels[0], compiled_once(kernels[1], types.none, *arguments)
 
 
 @cache
 def _compile(two_pass: bool) -> Any:
-    new_scratch, render = kernels_of(two_pass)
+    new_scratch, render = compile_renderer(two_pass)
 
     @entry
     def compiled(pixels, height, width, plan, number, operation, flip, interpolation, out):

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray
 
 from . import libturbojpeg
-from .kernels.jit import as_pointer, c_function, jit
+from .kernels.arrays import array_at, empty
+from .kernels.jit import c_function, jit
 from .kernels.planes import (
     ACROSS,
     ACROSS_TRIANGLE,
@@ -63,11 +63,11 @@ def new_buffers(largest_area, largest_file):
         JpegBuffers.
     """
     return JpegBuffers(
-        np.empty(4, np.int32),
-        np.empty(3 * largest_area, np.uint8),
-        np.empty(largest_file, np.uint8),
-        np.empty(3, np.int64),
-        np.zeros((3, LAYOUT), np.int64),
+        empty(4, np.int32),
+        empty(3 * largest_area, np.uint8),
+        empty(largest_file, np.uint8),
+        empty(3, np.int64),
+        empty((3, LAYOUT), np.int64),
     )
 
 
@@ -128,7 +128,7 @@ def _decompress(handle, source, size, height, width, planar, buffers):
 def _complains_of_the_rest(handle):
     """Return whether the library complains only of bytes after the last row."""
     size = len(_REST)
-    message = carray(as_pointer(error_text(handle)), (size + 1,), np.uint8)
+    message = array_at(error_text(handle), size + 1, np.uint8)
     for k in range(size):
         if message[k] != _REST[k]:
             return False

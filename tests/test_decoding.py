@@ -67,6 +67,7 @@ def test_decoding_planes_leaves_other_images_alone(betons) -> None:
 DIGEST = """
 import hashlib, sys
 import numpy as np
+import ffcv_cropmix.ffcv_compat
 from ffcv.transforms import ToTensor
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader, batch_loop, cropmix, sample_plan
 folder, registers = sys.argv[1:]
@@ -83,9 +84,7 @@ for index in range(8):
     plan = sample_plan(23, 40, output_size=(17, 5), index=index, **sampled)
     print(hashlib.sha256(cropmix(image, plan, (17, 5), "bicubic").tobytes()).hexdigest())
 if registers:
-    options_type = batch_loop.numba.typeof(decoder._options)
-    kind = batch_loop.Specialization(decoder._sample_layers, options_type, False, False, "ycbcr")
-    code = batch_loop.compile_sample(kind)[2].__wrapped__._library.get_asm_str()
+    code = batch_loop._compile_render_planes().__wrapped__._library.get_asm_str()
     assert f"%{registers[0]}mm" in code
     assert not any(f"%{wider}mm" in code for wider in registers[1:])
 """
@@ -125,6 +124,7 @@ def test_same_bytes_on_lesser_cpus(betons, compiled: list[str], name: str) -> No
 
 THREADS = """
 import hashlib, sys
+import ffcv_cropmix.ffcv_compat
 from ffcv.transforms import ToTensor
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader
 for num_workers in (1, 2, 4, 8):

@@ -24,25 +24,25 @@ from .cache import DiskCache, identity
 
 # fastmath lets LLVM reorder and contract operations, but random numbers and pixels must agree across machines. It is
 # switched off explicitly, because numba inherits the caller's setting and FFCV switches it on.
-_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
-_FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **_OPTIONS}
+OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
+_FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **OPTIONS}
 
 # A kernel: compiled if compiled code calls it, plain Python if Python does. It compiles in half the time of njit, which
 # wraps each function for both, and compiles it again for each constant that it is called with.
-_UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-jit = register_jitable(**_UNWRAPPED, **_OPTIONS)
+UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit = register_jitable(**UNWRAPPED, **OPTIONS)
 
 # The same, for a kernel that gets all its arrays from the caller and returns only numbers. Numba counts references to
 # each array in a tuple argument with atomic additions; without that, the kernel runs and compiles faster.
-uncounted = register_jitable(_nrt=False, **_UNWRAPPED, **_OPTIONS)
+uncounted = register_jitable(_nrt=False, **UNWRAPPED, **OPTIONS)
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
-    def entry(function: Any, parallel: bool = False) -> Any:
+    def entry(function: Any) -> Any:
         """Return the function itself."""
         return function
 
-    def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
+    def compiled_once(function: Any, result: Any, *arguments: Any, parallel: bool = False) -> Any:
         """Return the function itself."""
         return function
 
@@ -54,10 +54,6 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
         """Return the array itself: the interpreter needs no types."""
         return array
 
-    def as_pointer(address: int) -> Any:
-        """Convert an address to what numba.carray takes."""
-        return ctypes.c_void_p(int(address))
-
 else:
 
     def _name(function: Any) -> str | None:
@@ -67,30 +63,26 @@ else:
         except TypeError:
             return None
 
-    def entry(function: Any, parallel: bool = False) -> Any:
-        """Compile a function for calls from Python; other processes load the code from the cache.
-
-        Args:
-            function: a Python function.
-            parallel: run loops over prange in numba's threads.
-        """
-        compiled = njit(parallel=parallel, **_FOR_PYTHON)(function)
+    def entry(function: Any) -> Any:
+        """Compile a function for calls from Python; other processes load the code from the cache."""
+        compiled = njit(**_FOR_PYTHON)(function)
         name = _name(function)
         if name is not None:
-            compiled._cache = DiskCache(f"{name} parallel" if parallel else name)
+            compiled._cache = DiskCache(name)
         return compiled
 
-    def compiled_once(function: Any, result: Any, *arguments: Any) -> Any:
+    def compiled_once(function: Any, result: Any, *arguments: Any, parallel: bool = False) -> Any:
         """Compile a function with one signature for calls from compiled code; other processes load it from the cache.
 
-        Without this, numba optimises a function again within each caller, and again for parallel loops.
+        Without this, numba optimises a function again within each caller.
 
         Args:
             function: a Python function.
             result: numba type of the result.
             arguments: numba types of the arguments.
+            parallel: run loops over prange in numba's threads.
         """
-        compiled: Any = CFunc(function, (arguments, result), locals={}, options=_OPTIONS)
+        compiled: Any = CFunc(function, (arguments, result), locals={}, options={"parallel": parallel, **OPTIONS})
         name = _name(function)
         if name is not None:
             compiled._cache = DiskCache(name)
@@ -152,12 +144,3 @@ else:
             return arguments[0]
 
         return signature, codegen
-
-    @intrinsic
-    def as_pointer(typing_context: Any, address: Any) -> Any:
-        """Convert an address to what numba.carray takes."""
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-        return types.voidptr(address), codegen

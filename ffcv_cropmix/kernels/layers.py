@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import empty
 from .jit import jit, uncounted
 from .sampling import MAX_CROPS, MIXUP
 from .vectors import ADD, REPLACE
@@ -31,11 +32,11 @@ class Layers(NamedTuple):
 def new_layers():
     """Allocate arrays for the layers of any plan."""
     return Layers(
-        np.empty((MAX_CROPS, 4), np.int64),
-        np.empty(MAX_CROPS, np.float64),
-        np.empty((MAX_CROPS, 3), np.int64),
-        np.empty((MAX_CROPS, 4), np.int64),
-        np.empty(MAX_CROPS, np.int64),
+        empty((MAX_CROPS, 4), np.int64),
+        empty(MAX_CROPS, np.float64),
+        empty((MAX_CROPS, 3), np.int64),
+        empty((MAX_CROPS, 4), np.int64),
+        empty(MAX_CROPS, np.int64),
     )
 
 

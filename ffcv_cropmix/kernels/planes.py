@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import empty
 from .coefficients import FULL, table_size
 from .jit import jit, uncounted
 from .render import Scratch, layer_share, prepare_rgb, renderer, truncation_bias
@@ -43,10 +44,10 @@ def new_planes_scratch(scratch, interpolation, largest_height, largest_width, ou
     return PlanesScratch(
         scratch.mix,
         scratch,
-        np.empty((MAX_CROPS, 2), np.int64),
-        np.empty((MAX_CROPS, 2, side), np.int32),
-        np.empty((MAX_CROPS, 2, table + 2 * side), np.uint16),
-        np.empty(table + 2, np.int64),
+        empty((MAX_CROPS, 2), np.int64),
+        empty((MAX_CROPS, 2, side), np.int32),
+        empty((MAX_CROPS, 2, table + 2 * side), np.uint16),
+        empty(table + 2, np.int64),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import empty
 from .coefficients import FULL, fill_coefficients, table_size, window
 from .jit import jit, uncounted
 from .sampling import MAX_CROPS
@@ -38,12 +39,12 @@ def new_scratch(interpolation, largest_height, largest_width, output_height, out
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     values = padded(3 * largest_width)
     return Scratch(
-        np.empty((MAX_CROPS, 2), np.int64),
-        np.empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
-        np.empty((MAX_CROPS, 2, table), np.uint16),
-        np.empty(LANES * values, np.uint16),
-        np.empty(values * LANES, np.uint16),
-        np.empty(3 * output_width * LANES, np.uint16),
+        empty((MAX_CROPS, 2), np.int64),
+        empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
+        empty((MAX_CROPS, 2, table), np.uint16),
+        empty(LANES * values, np.uint16),
+        empty(values * LANES, np.uint16),
+        empty(3 * output_width * LANES, np.uint16),
     )
 
 

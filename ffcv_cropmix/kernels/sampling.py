@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import empty
 from .jit import jit, uncounted
 from .rng import beta, make_key, uniforms
 
@@ -54,11 +55,11 @@ class PlanArrays(NamedTuple):
 def new_plan_arrays():
     """Allocate arrays for any plan."""
     return PlanArrays(
-        np.empty((MAX_CROPS, 4), np.int64),
-        np.empty(MAX_CROPS - 1, np.float64),
-        np.empty((MAX_CROPS - 1, 4), np.int64),
-        np.empty(MAX_CROPS - 1, np.int64),  # another dtype would take 0.06 s more to compile
-        np.empty((MAX_CROPS - 1, 3), np.int64),
+        empty((MAX_CROPS, 4), np.int64),
+        empty(MAX_CROPS - 1, np.float64),
+        empty((MAX_CROPS - 1, 4), np.int64),
+        empty(MAX_CROPS - 1, np.int64),
+        empty((MAX_CROPS - 1, 3), np.int64),
     )
 
 

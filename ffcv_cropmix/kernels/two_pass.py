@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import empty
 from .coefficients import FULL, most_taps, table_size, weight, window
 from .jit import jit, uncounted
 from .render import layer_share, padded, renderer
@@ -41,16 +42,16 @@ def new_two_pass_scratch(interpolation, largest_height, largest_width, output_he
     table = table_size(interpolation, largest_height, largest_width, output_height, output_width)
     values = padded(3 * max(largest_width, output_width))
     return TwoPassScratch(
-        np.empty((MAX_CROPS, 2), np.int64),
-        np.empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
-        np.empty((MAX_CROPS, 2, table), np.int32),
-        np.empty((MAX_CROPS, largest_height * 3 * output_width), np.uint8),
-        np.empty(LANES * values, np.uint16),
-        np.empty(values * LANES, np.uint16),
-        np.empty(3 * output_width * LANES, np.uint16),
+        empty((MAX_CROPS, 2), np.int64),
+        empty((MAX_CROPS, 2, max(output_height, output_width)), np.int32),
+        empty((MAX_CROPS, 2, table), np.int32),
+        empty((MAX_CROPS, largest_height * 3 * output_width), np.uint8),
+        empty(LANES * values, np.uint16),
+        empty(values * LANES, np.uint16),
+        empty(3 * output_width * LANES, np.uint16),
         np.full(1, 1 << PILLOW_BITS).astype(np.int32),
         np.arange(output_width).astype(np.int32),
-        np.empty(output_width, np.uint16),
+        empty(output_width, np.uint16),
         np.arange(3),
     )
 

@@ -168,6 +168,7 @@ def test_other_files_than_the_sidecars(betons, sealed, tmp_path: Path) -> None:
 FIELDS = """
 import sys
 import numpy as np
+import ffcv_cropmix.ffcv_compat
 from ffcv.fields import BytesField, FloatField, JSONField, NDArrayField, RGBImageField
 from ffcv.writer import DatasetWriter
 

@@ -60,6 +60,7 @@ def test_tables_are_mapped_from_the_file(betons) -> None:
 EMPTY_VALUES = """
 import sys
 import numpy as np
+import ffcv_cropmix.ffcv_compat
 from ffcv.fields import BytesField, IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 

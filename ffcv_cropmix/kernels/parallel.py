@@ -1,0 +1,105 @@
+"""Call a compiled function in numba's threads.
+
+Numba's `parallel=True` takes 2.5 s to compile each function that has a parallel loop. Here a single loop is compiled,
+once for all functions: it calls them by their address.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+from .jit import OPTIONS, UNWRAPPED, compiled_once
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
+
+    def task(function: Any) -> Any:
+        """Return the function itself."""
+        return function
+
+    def prepare() -> Any:
+        """Do nothing: there is nothing to compile."""
+
+    def in_threads(function: Any, arguments: Any, count: int) -> bool:
+        """Call the function in a loop."""
+        for number in range(count):
+            function(arguments, number)
+        return True
+
+else:
+    _ADDRESS = ir.IntType(64)
+    _TASK = ir.FunctionType(ir.VoidType(), [_ADDRESS, _ADDRESS])
+
+    def task(function: Any) -> Any:
+        """Compile a function for `in_threads`."""
+        return njit(**UNWRAPPED, **OPTIONS)(function)
+
+    @intrinsic
+    def _call(typing_context: Any, function: Any, data: Any, number: Any) -> Any:
+        """Call the function at an address."""
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            builder.call(builder.inttoptr(values[0], _TASK.as_pointer()), values[1:])
+            return context.get_dummy_value()
+
+        return types.none(types.int64, types.int64, types.int64), codegen
+
+    def _call_all(function, data, count):
+        for number in prange(count):
+            _call(function, data, number)  # type: ignore[call-arg]  # numba passes the context
+
+    @cache
+    def prepare() -> Any:
+        """Compile the loop of `in_threads`. Call this before functions that use `in_threads` are compiled or loaded."""
+        return compiled_once(_call_all, types.none, types.int64, types.int64, types.int64, parallel=True)
+
+    @intrinsic
+    def in_threads(typing_context: Any, function: Any, arguments: Any, count: Any) -> Any:
+        """Call function(arguments, number) for each number below `count`, in numba's threads.
+
+        Args:
+            function: made by `task`.
+            arguments: a tuple.
+            count: number of calls.
+
+        Returns:
+            Whether all calls succeeded; False if one raised an exception, which can only be that memory ran out.
+        """
+        compiled = function.dispatcher.get_compile_result(types.none(arguments, types.int64))
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            module = builder.module
+            # What the calls share: the arguments, and whether one failed.
+            kind = ir.LiteralStructType([context.get_value_type(arguments), ir.IntType(1)])
+            shared = cgutils.alloca_once(builder, kind)
+            places = [cgutils.gep_inbounds(builder, shared, 0, k) for k in range(2)]
+            builder.store(values[1], places[0])
+            builder.store(cgutils.false_bit, places[1])
+
+            called = ir.Function(module, _TASK, module.get_unique_name(f"{compiled.fndesc.llvm_func_name}.task"))
+            called.linkage = "internal"
+            inside = ir.IRBuilder(called.append_basic_block())
+            data = inside.inttoptr(called.args[0], kind.as_pointer())
+            context.active_code_library.add_linking_library(compiled.library)
+            status, _ = context.call_conv.call_function(
+                inside,
+                context.declare_function(module, compiled.fndesc),
+                types.none,
+                compiled.signature.args,
+                [inside.load(cgutils.gep_inbounds(inside, data, 0, 0)), called.args[1]],
+            )
+            with inside.if_then(status.is_error, likely=False):
+                inside.store(cgutils.true_bit, cgutils.gep_inbounds(inside, data, 0, 1))
+            inside.ret_void()
+
+            loop_type = ir.FunctionType(cgutils.voidptr_t, [_ADDRESS] * 3)
+            loop = cgutils.get_or_insert_function(module, loop_type, f"ffcv_cropmix.{prepare().symbol}")
+            builder.call(loop, [builder.ptrtoint(called, _ADDRESS), builder.ptrtoint(shared, _ADDRESS), values[2]])
+            return builder.not_(builder.load(places[1]))
+
+        return types.boolean(function, arguments, types.int64), codegen

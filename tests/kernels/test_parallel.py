@@ -1,0 +1,51 @@
+"""Functions called in numba's threads, by their address."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import pytest
+
+from ffcv_cropmix.kernels.jit import entry
+from ffcv_cropmix.kernels.parallel import in_threads, prepare, task
+
+
+@task
+def square(arguments, number):
+    squares, threads, work, fails_at = arguments
+    if number == fails_at:
+        raise MemoryError
+    squares[number] += number * number
+    threads[number] = numba.get_thread_id()
+    for k in range(100_000):  # long enough for the other thread to take a call
+        work[number] = math.cos(work[number] + k)
+
+
+@entry
+def squares_of(squares, threads, fails_at, count):
+    return in_threads(square, (squares, threads, np.zeros(50), fails_at), count)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_each_number_once(num_threads: int, count: int) -> None:
+    prepare()
+    squares, threads = np.zeros(50, np.int64), np.full(50, -1)
+    before = numba.get_num_threads()
+    numba.set_num_threads(num_threads)
+    try:
+        assert squares_of(squares, threads, -1, count)
+    finally:
+        numba.set_num_threads(before)
+    assert squares.tolist() == [k * k if k < count else 0 for k in range(50)]
+    assert len(set(threads[:count])) == min(num_threads, count)
+
+
+def test_an_exception_in_a_thread() -> None:
+    prepare()
+    squares, threads = np.zeros(8, np.int64), np.zeros(8, np.int64)
+    assert not squares_of(squares, threads, 3, 8)
+    assert squares.tolist() == [k * k if k != 3 else 0 for k in range(8)]
+    assert squares_of(squares, threads, -1, 8)  # the next call starts anew
