@@ -140,6 +140,8 @@ class _PassThread(threading.Thread):
             self._changed.notify_all()
         if self.ident is not None and threading.current_thread() is not self:  # garbage is collected in any thread
             self.join(patience)
+            if patience is None:
+                self._streams.release()
 
 
 class Pass(Iterator[tuple[Any, ...]]):

@@ -19,6 +19,8 @@ class SlotStreams:
     - a slot's stream waits for earlier uses of its buffers, which were allocated on the consumer's stream;
     - the pass thread waits until a slot's last copy has ended before it fills the pinned buffer again (`fill`);
     - a slot's stream waits for the consumer's work on the slot's last batch before it overwrites it (`fill`);
+    - if that batch is the pinned buffer itself, the host waits for that work before the buffer is filled again (`fill`)
+      or freed (`release`): the consumer may copy from it with `non_blocking=True`;
     - the consumer's stream waits for the copy of the batch (`hand_over`);
     - the pass thread waits for all copies before the buffers are freed (`finish`): torch's allocators do not track
       copies from parts of a pinned buffer or on a slot's streams, and would give the memory to the next pass.
@@ -43,6 +45,8 @@ class SlotStreams:
                 stream.wait_stream(cuda.current_stream(stream.device))
         self._copied: list[list[cuda.Event]] = [[] for _ in range(slots)]
         self._consumed: list[list[cuda.Event]] = [[] for _ in range(slots)]
+        self._pinned = [False] * slots
+        """Whether the slot's last batch is in pinned memory"""
 
     def enter_thread(self) -> None:
         """Set this thread's current device to that of the thread that started the pass.
@@ -55,7 +59,7 @@ class SlotStreams:
     @contextmanager
     def fill(self, slot: int) -> Iterator[None]:
         """Return the context in which the pass thread fills a slot."""
-        for event in self._copied[slot]:
+        for event in [*self._copied[slot], *(self._consumed[slot] if self._pinned[slot] else ())]:
             event.synchronize()
         streams = self._streams[slot]
         try:
@@ -66,21 +70,20 @@ class SlotStreams:
                     stream.wait_event(event)
                 yield
         finally:
-            self._copied[slot] = [cuda.Event(blocking=True) for _ in streams]  # blocking: waits without a busy core
-            for stream, event in zip(streams, self._copied[slot]):
-                event.record(stream)
+            self._copied[slot] = [_record(stream) for stream in streams]
 
     def hand_over(self, slot: int, batch: Any) -> None:
         """Make the consumer's current streams wait for a slot's copies."""
-        for stream in self._streams[slot]:
-            cuda.current_stream(stream.device).wait_stream(stream)
+        self._consumers = [cuda.current_stream(stream.device) for stream in self._streams[slot]]
+        for consumer, stream in zip(self._consumers, self._streams[slot]):
+            consumer.wait_stream(stream)
+        self._pinned[slot] = bool(self._devices) and any(tensor.is_pinned() for tensor in _tensors(batch))
         for tensor in _cuda_tensors(batch):  # made on a slot's stream by a module, or before on another stream
             tensor.record_stream(cuda.current_stream(tensor.device))
 
     def hand_back(self, slot: int) -> None:
         """Record events after the work that the consumer has submitted so far: all its work on the slot's batch."""
-        streams = self._streams[slot]
-        self._consumed[slot] = [cuda.current_stream(stream.device).record_event() for stream in streams]
+        self._consumed[slot] = [_record(cuda.current_stream(stream.device)) for stream in self._streams[slot]]
 
     def finish(self) -> None:
         """Wait until all copies have ended."""
@@ -88,12 +91,27 @@ class SlotStreams:
             for event in events:
                 event.synchronize()
 
+    def release(self) -> None:
+        """Wait for the consumer's work on batches in pinned memory, before this is freed."""
+        if any(self._pinned):
+            for consumer in self._consumers:
+                _record(consumer).synchronize()
 
-def _cuda_tensors(values: Any) -> Iterator[torch.Tensor]:
-    """Find the CUDA tensors in nested lists and tuples."""
+
+def _record(stream: Any) -> Any:
+    event = cuda.Event(blocking=True)  # the host waits without a busy core
+    event.record(stream)
+    return event
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Find the tensors in nested lists and tuples."""
     if isinstance(values, torch.Tensor):
-        if values.is_cuda:
-            yield values
+        yield values
     elif isinstance(values, (list, tuple)):
         for value in values:
-            yield from _cuda_tensors(value)
+            yield from _tensors(value)
+
+
+def _cuda_tensors(values: Any) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in _tensors(values) if tensor.is_cuda)

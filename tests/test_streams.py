@@ -148,6 +148,26 @@ def test_no_buffer_is_filled_or_freed_while_it_is_in_use(betons, monkeypatch, wa
     torch.testing.assert_close(torch.stack(seen), torch.stack(expected), rtol=0, atol=0)
 
 
+def test_a_batch_on_the_host_is_not_filled_while_it_is_copied(betons, monkeypatch) -> None:
+    """The consumer copies each batch to the device itself, with `non_blocking=True`."""
+    plain = _loader(betons["raw"])
+    expected = [images.clone() for _ in range(2) for (images,) in plain]
+    cuda = LazyCuda()
+    cuda.set_device(HERE)
+    monkeypatch.setattr(streams, "cuda", cuda)
+    loader = _loader(betons["raw"])
+    memory = loader.graph.allocate_memory(4, 3)  # the second pass gets the buffers of the first
+    monkeypatch.setattr(loader.graph, "allocate_memory", lambda *_: memory)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)  # FFCV pins buffers where there is a GPU
+    seen: list[torch.Tensor] = []
+    for _ in range(2):
+        for (images,) in loader:
+            cuda.current_stream().submit(lambda images=images: seen.append(images.clone()))
+    assert len(seen) < len(expected)  # the consumer was ahead of its device
+    cuda.current_stream().record_event().synchronize()
+    torch.testing.assert_close(torch.stack(seen), torch.stack(expected), rtol=0, atol=0)
+
+
 def test_a_pass_that_is_left_ends_its_copies(betons, monkeypatch) -> None:
     cuda = LazyCuda()
     cuda.set_device(HERE)

@@ -114,6 +114,22 @@ def test_batches_are_the_cpus(files: dict[str, Path], mode: str, name: str) -> N
     assert images and all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
 
 
+def test_a_consumer_that_copies_itself(files: dict[str, Path]) -> None:
+    """Batches on the host are pinned: the consumer's asynchronous copies are right, also far behind the loader."""
+    cpu = torch.device("cpu")
+    plain = _loader(files["raw"], _cropmix(cpu), cpu, batches_ahead=1)
+    expected = [_copies(batch) for _ in range(3) for batch in plain]
+    plain.set_epoch(0)
+    seen: list[list[Tensor]] = []
+    for _ in range(3):
+        for batch in plain:
+            _delay()
+            seen.append([tensor.to(DEVICE, non_blocking=True, copy=True) for tensor in batch])
+    if not ON_CPU:
+        torch.cuda.synchronize()
+    _check_equal(seen, expected)
+
+
 @pytest.mark.parametrize("own_stream", [False, True])
 @pytest.mark.parametrize("batches_ahead", [1, 3])
 def test_a_consumer_far_behind(files: dict[str, Path], own_stream: bool, batches_ahead: int) -> None:
