@@ -10,10 +10,9 @@ from torch import nn
 
 from ffcv_cropmix import CenterCropRGBImageDecoder, CropMixRGBImageDecoder
 from ffcv_cropmix.data.datasets import check_datasets
-from ffcv_cropmix.errors import wrong_options
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.evaluation.weights import load_weights, read_weights
-from ffcv_cropmix.training.distributed import join, split_batch
+from ffcv_cropmix.training.distributed import join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, create_sgd, mixed_precision
 from ffcv_cropmix.training.run import Run
@@ -31,8 +30,7 @@ def train(config: LinearConfig) -> None:
     data = check_datasets(config.data.train_dataset, config.data.val_dataset)
     classes, images_to_train = data.num_classes, data.train_images
     whole = training.global_batch_size
-    with wrong_options():
-        batch_size, _ = split_batch(whole, whole, world_size=processes.world_size, images=images_to_train)
+    batch_size, _ = processes.split_batch(whole, whole, images_to_train)
     backbone = create_backbone(config.model)
     weights = read_weights(Path(config.weights))
     load_weights(backbone, weights, config.model.arch, without=("fc.",))  # a head of the pre-training

@@ -25,7 +25,7 @@ from ffcv_cropmix.data.datasets import check_datasets
 from ffcv_cropmix.errors import usage_error, wrong_options
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import DataConfig, ModelConfig
-from ffcv_cropmix.training.distributed import Processes, join, split_batch
+from ffcv_cropmix.training.distributed import Processes, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import (
     NormalizedModel,
@@ -94,8 +94,7 @@ def pretrain(config: PretrainConfig) -> None:
     data = check_datasets(config.data.train_dataset, config.data.val_dataset)
     classes, images = data.num_classes, data.train_images
     whole = training.global_batch_size
-    with wrong_options():
-        batch_size, _ = split_batch(whole, whole, world_size=processes.world_size, images=images)
+    batch_size, _ = processes.split_batch(whole, whole, images)
 
     backbone = create_backbone(config.model)
     query = NormalizedModel(Encoder(backbone)).to(device).to(memory_format=torch.channels_last)

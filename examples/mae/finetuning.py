@@ -17,7 +17,7 @@ from ffcv_cropmix.errors import usage_error, wrong_options
 from ffcv_cropmix.evaluation.accuracy import evaluate
 from ffcv_cropmix.training import compare
 from ffcv_cropmix.training.config import augmentation
-from ffcv_cropmix.training.distributed import Processes, join, split_batch
+from ffcv_cropmix.training.distributed import Processes, join
 from ffcv_cropmix.training.loaders import pipelines, training_loader, validation_loader
 from ffcv_cropmix.training.models import NormalizedModel, check_batch, choose_precision, mixed_precision
 from ffcv_cropmix.training.objective import create_mixing
@@ -38,10 +38,9 @@ def finetune(config: FinetuneConfig) -> None:
     classes, images_to_train = data.num_classes, data.train_images
     processes = join(config.data.gpu)
     torch.manual_seed(training.seed)
-    with wrong_options():
-        micro_batch_size, accumulation_steps = split_batch(
-            training.batch_size, training.global_batch_size, world_size=processes.world_size, images=images_to_train
-        )
+    micro_batch_size, accumulation_steps = processes.split_batch(
+        training.batch_size, training.global_batch_size, images_to_train
+    )
     device, precision = processes.device, choose_precision(training.precision, processes.device)
 
     network = create_probe(shape, classes) if config.linear_probe else create_classifier(config, shape, classes)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ffcv_cropmix import CropMixRGBImageDecoder, Loader
 from ffcv_cropmix.data.datasets import check_dataset
-from ffcv_cropmix.errors import wrong_options
 from ffcv_cropmix.training import compare
-from ffcv_cropmix.training.distributed import join, seed_step, split_batch
+from ffcv_cropmix.training.distributed import join, seed_step
 from ffcv_cropmix.training.loaders import pipelines, training_loader
 from ffcv_cropmix.training.models import NormalizedModel, choose_precision, describe, mixed_precision, parameter_groups
 from ffcv_cropmix.training.run import Run
@@ -32,10 +31,9 @@ def pretrain(config: PretrainConfig) -> None:
     images_to_train = check_dataset(config.data.train_dataset, ANY)
     processes = join(config.data.gpu)
     torch.manual_seed(seed)
-    with wrong_options():
-        micro_batch_size, accumulation_steps = split_batch(
-            training.batch_size, training.global_batch_size, world_size=processes.world_size, images=images_to_train
-        )
+    micro_batch_size, accumulation_steps = processes.split_batch(
+        training.batch_size, training.global_batch_size, images_to_train
+    )
     device, precision = processes.device, choose_precision(config.training.precision, processes.device)
     pictures = read_pictures(config).to(device)
 

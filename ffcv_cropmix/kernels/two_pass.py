@@ -32,7 +32,7 @@ class TwoPassScratch(NamedTuple):
     mix: Any  # uint16 (3 * output width * LANES,)
     one: Any  # int32 (1,): the coefficient 1
     places: Any  # int32 (output width,): 0, 1, 2, ...
-    weights: Any  # uint16 (output width,)
+    shares: Any  # uint16 (MAX_CROPS, output width): the layer's share of the mix, as taps
     order: Any  # int64 (3,): 0, 1, 2
 
 
@@ -51,7 +51,7 @@ def new_two_pass_scratch(interpolation, largest_height, largest_width, output_he
         empty(3 * output_width * LANES, np.uint16),
         np.full(1, 1 << PILLOW_BITS).astype(np.int32),
         np.arange(output_width).astype(np.int32),
-        empty(output_width, np.uint16),
+        empty((MAX_CROPS, output_width), np.uint16),
         np.arange(3),
     )
 
@@ -105,6 +105,8 @@ def _prepare(pixels, width, layers, count, interpolation, out, scratch):
                 scratch.starts[k, axis],
                 scratch.coefficients[k, axis],
             )
+        for x in range(out.shape[1]):
+            scratch.shares[k, x] = min(layer_share(layers.weights[k]), FULL - 1)
         origin = 3 * (layers.crops[k, 0] * width + layers.crops[k, 1])
         _narrow(pixels, origin, 3 * width, layers.crops[k, 2], out.shape[1], k, scratch)
 
@@ -116,10 +118,8 @@ def _resample(pixels, width, layers, k, row, out, target, scratch):
     for lane in range(target.top, target.bottom):
         vertical(scratch.narrow[k], 0, values, rows, row + lane, scratch.rows, lane * padded(values), values)
     transpose(scratch.rows, padded(values), scratch.columns, values)
-    for x in range(target.begin, target.end):
-        scratch.weights[x] = min(layer_share(layers.weights[k]), FULL - 1)
-    scaled = Taps(scratch.places, scratch.weights, 1)
-    horizontal(scratch.columns, 0, scaled, 1, layers.permutations[k], scratch.mix, target)
+    shares = Taps(scratch.places, scratch.shares[k], 1)
+    horizontal(scratch.columns, 0, shares, 1, layers.permutations[k], scratch.mix, target)
 
 
 render_two_pass = renderer(_prepare, _resample)

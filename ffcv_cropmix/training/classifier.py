@@ -24,7 +24,7 @@ from . import compare
 from .augment import create_augmentation
 from .checkpoint import Stateful
 from .config import Config, ModelConfig
-from .distributed import Processes, join, split_batch
+from .distributed import Processes, join
 from .loaders import pipelines, training_loader, validation_loader
 from .models import (
     NormalizedModel,
@@ -65,11 +65,11 @@ def train(config: Config) -> None:
     # Everything that can be wrong is checked before anything takes long.
     with wrong_options():
         check_arch(config.model.arch)
+        augment = create_augmentation(training.augment, random_erasing=training.random_erasing)
     data = check_datasets(config.data.train_dataset, config.data.val_dataset, config.model.num_classes)
-    with wrong_options():
-        micro_batch_size, accumulation_steps = split_batch(
-            training.batch_size, training.global_batch_size, world_size=processes.world_size, images=data.train_images
-        )
+    micro_batch_size, accumulation_steps = processes.split_batch(
+        training.batch_size, training.global_batch_size, data.train_images
+    )
     resolutions = [resolution(epoch, config.resolution) for epoch in range(training.epochs)]
     model = create_model(config, data.num_classes, resolutions, processes)
     describe(model.network, classes=data.classes, **evaluation_options(config))
@@ -82,8 +82,6 @@ def train(config: Config) -> None:
     optimizer = create_sgd(groups, config.lr.lr, momentum=training.momentum)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_of = create_loss(training)
-    with wrong_options():
-        augment = create_augmentation(training.augment, random_erasing=training.random_erasing)
     mix = create_mixing(data.num_classes, mixup=training.mixup, cutmix=training.cutmix)
     trained = processes.wrap(torch.compile(model, dynamic=False) if training.compile else model)  # type: ignore[arg-type]
 

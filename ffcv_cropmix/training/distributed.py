@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import DataError, usage_error
+from ..errors import DataError, usage_error, wrong_options
 from ..progress import progress
 from .config import DistConfig
 
@@ -72,6 +72,11 @@ class Processes:
     def workers(self, wanted: int | None) -> int:
         """Return the number of loader threads: `wanted`, limited to the cores of this process; None: all of them."""
         return min(wanted or self.cores, self.cores)
+
+    def split_batch(self, batch_size: int, global_batch_size: int | None, images: int) -> BatchSplit:
+        """Call `split_batch` for these processes. What it refuses ends the program, as a wrong option does."""
+        with wrong_options():
+            return split_batch(batch_size, global_batch_size, world_size=self.world_size, images=images)
 
     def show(self, batches: Loader, name: str) -> Iterable[Any]:
         """Iterate over the batches; the main process shows the progress."""
