@@ -106,8 +106,8 @@ def test_processes_share_the_samples(betons, tmp_path: Path) -> None:
     assert sorted(label for _, _, *labels in sequential for label in labels) == list(range(COUNT))  # 13 + 12 + 12
     assert [batches for batches, *_ in sequential] == [4, 3, 3]
     assert len({seed for _, seed, *_ in repeating}) == 1
-    drawn = [label for _, _, *labels in repeating for label in labels]
-    assert (len(drawn), set(drawn)) == (39, set(range(COUNT)))
+    sampled = [label for _, _, *labels in repeating for label in labels]
+    assert (len(sampled), set(sampled)) == (39, set(range(COUNT)))
     for order, dealt in zip((OrderOption.RANDOM, OrderOption.QUASI_RANDOM), dropping):
         cached = order != OrderOption.QUASI_RANDOM
         alone = Loader(betons["raw"], 4, 1, cached, order, seed=1, pipelines={"image": None})

@@ -61,4 +61,4 @@ def test_an_exception_in_a_thread() -> None:
     squares, threads = np.zeros(8, np.int64), np.zeros(8, np.int64)
     assert not squares_of(squares, threads, 3, 8)
     assert squares.tolist() == [k * k if k != 3 else 0 for k in range(8)]
-    assert squares_of(squares, threads, -1, 8)  # the next call starts anew
+    assert squares_of(squares, threads, -1, 8)  # the next call is not affected

@@ -155,10 +155,10 @@ def test_timms_normalisation() -> None:
 def test_blurpool_keeps_initial_weights_and_random_numbers() -> None:
     torch.manual_seed(3)
     plain = create_network("resnet18", 10)
-    drawn = torch.rand(1)
+    sampled = torch.rand(1)
     torch.manual_seed(3)
     blurred = create_network("resnet18", 10, blurpool=True)
-    assert torch.equal(torch.rand(1), drawn)
+    assert torch.equal(torch.rand(1), sampled)
     assert torch.equal(plain.layer2[0].conv1.weight, blurred.layer2[0].conv1.weight)
 
 
