@@ -93,7 +93,7 @@ class Converted:
     damaged: int = 0
     """Number of JPEG files encoded again because decoding them gave an error or a warning"""
     other: int = 0
-    """Number of JPEG files encoded again because mode dct cannot represent them"""
+    """Number of JPEG files encoded again because mode dct cannot reproduce their pixels"""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason) of the samples that could not be converted, `Source.skipped` first"""
 

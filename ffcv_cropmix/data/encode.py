@@ -77,7 +77,7 @@ class Encoded(NamedTuple):
     data: bytes
     origin: Literal["pixels", "file", "damaged file", "other file"] = "pixels"
     """file: a JPEG file unchanged, or its coefficients; damaged file: encoded again because libjpeg reports an error;
-    other file: encoded again because mode dct cannot represent the JPEG"""
+    other file: encoded again because mode dct cannot reproduce the JPEG's pixels"""
 
 
 def encode(index: int, image: np.ndarray, options: EncodeOptions) -> Encoded:

@@ -18,6 +18,7 @@ from PIL import Image
 from ffcv_cropmix.data import encode as module
 from ffcv_cropmix.data.dct import decode_dct, encode_dct, to_jpeg, unpack
 from ffcv_cropmix.data.encode import DCT, EncodeOptions, encode_file
+from ffcv_cropmix.data.jpeg import Component, Header, write_jpeg
 from tests import naive
 from tests.betons import photo
 from tests.jpegs import sampled
@@ -107,15 +108,32 @@ def saved(image: Image.Image, **options) -> bytes:
     return file.getvalue()
 
 
+def incomplete() -> bytes:
+    """A progressive file without its last scans: libjpeg smooths its blocks (zenjpeg#63)."""
+    whole = saved(Image.fromarray(photo(25)), progressive=True)
+    scans = [at for at in range(len(whole) - 1) if whole[at : at + 2] == b"\xff\xda"]
+    return whole[: scans[4]] + b"\xff\xd9"
+
+
+def random_blocks(quantisation: int, largest: int, count: int = 64) -> bytes:
+    """A gray JPEG of 37 x 61 px, the first coefficients of each block random."""
+    component = Component(1, 1, np.full(64, quantisation, np.uint16))
+    coefficients = np.random.default_rng(0).integers(-largest, largest, (5 * 8, 64)).astype(np.int16)
+    coefficients[:, count:] = 0
+    return write_jpeg(Header(37, 61, [component]), coefficients)
+
+
 @pytest.mark.parametrize(
     "file",
     [
         lambda: saved(Image.fromarray(photo(5)).convert("CMYK")),
         lambda: saved(Image.fromarray(photo(5)), keep_rgb=True),
+        incomplete,
+        lambda: random_blocks(255, 1000),  # sums overflow: libjpeg-turbo#207
     ],
-    ids=["CMYK", "RGB"],
+    ids=["CMYK", "RGB", "incomplete", "overflow"],
 )
-def test_what_cannot_be_said_is_encoded_anew(file: Callable[[], bytes]) -> None:
+def test_what_cannot_be_reproduced_is_encoded_again(file: Callable[[], bytes]) -> None:
     data = file()
     origin, sample = stored(data, jpeg_quality=100)
     assert origin == "other file"
@@ -123,7 +141,7 @@ def test_what_cannot_be_said_is_encoded_anew(file: Callable[[], bytes]) -> None:
     assert np.abs(decode_dct(sample, *image.shape[:2]) - image).mean() < 5
 
 
-def test_a_damaged_file_is_encoded_anew() -> None:
+def test_a_damaged_file_is_encoded_again() -> None:
     data = jpeg(photo(5))
     damaged = data[: len(data) // 2] + b"\xff\xd3" + data[len(data) // 2 :]
     assert stored(damaged)[0] == "damaged file"
@@ -138,6 +156,25 @@ def test_unusual_samplings(factors: list[tuple[int, int]]) -> None:
     origin, sample = stored(data)
     assert origin == "file"
     assert (decode_dct(sample, 37, 61) == module._decode(data, 37, 61)).all()
+
+
+def test_unusual_tables() -> None:
+    """Steps above 255 in a file of 8 bits (mozjpeg#212), tables twice (libjxl#346), fill bytes, data after the end."""
+    plain = jpeg(photo(5))
+    at = plain.index(b"\xff\xdb")
+    end = at + 2 + int.from_bytes(plain[at + 2 : at + 4], "big")
+    repeated = plain[:at] + 3 * plain[at:end] + plain[end:]
+    for data in (
+        random_blocks(700, 2, count=3),
+        repeated,
+        plain[:at] + 7 * b"\xff" + plain[at:],
+        plain + b"rest",
+        2 * plain,
+    ):
+        origin, sample = stored(data)
+        image = pixels(data)
+        assert origin == "file"
+        assert (decode_dct(sample, *image.shape[:2]) == image).all()
 
 
 def test_a_sample_that_decodes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
