@@ -96,9 +96,8 @@ class Specialization(NamedTuple):
     decode: Decode
 
 
-# Parts that many kinds of loops share are compiled once for all of them. Compiled code returns one number: the second
-# result is its lowest bit.
-
+# Parts that many kinds of loops share are compiled once for all of them. Such a function returns one number: a second
+# result, which is yes or no, is its lowest bit.
 
 _WHOLE = types.int64
 _BOX, _LAYOUT = types.Array(_WHOLE, 1, "C"), types.Array(_WHOLE, 2, "C")
@@ -277,7 +276,6 @@ def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
     """
     new_workspace, destroy_workspace, render_sample = compile_sample(kind)
     whole_files = kind.dct or kind.decode == "rgb"
-
     prepare()
 
     @task
@@ -286,8 +284,9 @@ def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
         _, epoch, largest_height, largest_width, _ = numbers.shape
         largest_file = 0  # bytes, of the files that `turbojpeg` copies to decode their first rows
         if not whole_files:
-            for index in batch_indices:
-                largest_file = max(largest_file, read(metadata[index]["data_ptr"], storage_state).size)
+            for position in range(chunk, len(batch_indices), chunks):
+                field = metadata[batch_indices[position]]
+                largest_file = max(largest_file, read(field["data_ptr"], storage_state).size)
         # Each call has its own working memory: after a `break`, two passes may briefly run the same decoder.
         workspace = new_workspace(batch_indices, metadata, largest_file, interpolation, largest_height, largest_width)
         for position in range(chunk, len(batch_indices), chunks):
