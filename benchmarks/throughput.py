@@ -330,7 +330,7 @@ class Options:
     """Photos in a folder per class; they are written in all ways"""
     description: str | None = option(None, metavar="TEXT")
     """What the images are, for the tables"""
-    peers: list[str] | None = option(None, choices=[*PEERS, "variants"], metavar="PEER")
+    peers: list[str] | None = option(None, choices=[*PEERS, "cutmix-234", "cutmix-234-ycbcr", "variants"], metavar="PEER")
     """What to measure, of {choices}; default: all"""
     output_size: list[int] = option([224, 160], metavar="PX")
     """Sides of the outputs"""
