@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ class Results:
         chosen = (self.output_size, self.num_workers)
         self.results = [r for r in report["results"] if (r["output_size"], r["num_workers"]) == chosen]
 
+    @property
+    def setting(self) -> str:
+        """The size and the number of workers, for the head of a table."""
+        return f"{self.output_size} px, {self.num_workers} worker{'s'[: self.num_workers > 1]}"
+
     def find(self, mode: str, **options: Any) -> list[dict[str, Any]]:
         """Return this package's results with these options of the decoder."""
         return [
@@ -110,7 +115,7 @@ def conditions(results: Results) -> str:
 def main_table(results: Results, peers: Iterable[str] = tuple(PEERS)) -> str:
     """Return a row for each peer: images per second, ratio and memory."""
     modes = results.modes
-    head = [f"{results.output_size} px, {results.num_workers} worker{'s'[: results.num_workers > 1]}"]
+    head = [results.setting]
     for mode in modes:
         head += [f"{name_of(mode)}: images/s", "ratio (quartiles)", "memory"]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
@@ -143,6 +148,35 @@ def files_table(results: Results) -> str:
             cells += [f"{found['images_per_second']:,.0f}", f"{found['ratio']['median']:.2f}"] if found else ["", ""]
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def settings(report: dict[str, Any]) -> Iterator[Results]:
+    """Return the results of each size and number of workers, the largest size and the fewest workers first."""
+    sizes, workers = ({result[key] for result in report["results"]} for key in ("output_size", "num_workers"))
+    for size, number in product(sorted(sizes, reverse=True), sorted(workers)):
+        yield Results(report, size, number)
+
+
+def files_section(files: dict[str, Any]) -> str:
+    """Return tables of the ratios of each kind of file."""
+    columns = {
+        "mixup": CROPMIX,
+        'mixup, "ycbcr"': "cropmix-ycbcr",
+        "cutmix": "cutmix-234",
+        'cutmix, "ycbcr"': "cutmix-234-ycbcr",
+        "one crop": "cropmix-one",
+    }
+    parts = [
+        "Ways to write a file: ratios of CropMix, with a sampled number of crops, and of this package's one crop, to "
+        f"FFCV's one crop from JPEG or raw images written in the same way. {conditions(Results(files))}"
+    ]
+    for results in settings(files):
+        lines = [_row([results.setting, *columns]), _row(["---", *["---:"] * len(columns)])]
+        for mode in results.kinds:
+            found = [results.of_peer(peer, mode) for peer in columns.values()]
+            lines.append(_row([name_of(mode), *(f"{each['ratio']['median']:.2f}" if each else "" for each in found)]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def notes(results: Results) -> list[str]:
@@ -211,12 +245,16 @@ def start_section(start: dict[str, Any]) -> str:
     )
 
 
-def benchmarks_section(report: dict[str, Any], start: dict[str, Any] | None = None) -> str:
-    """Return the generated part of benchmarks/README.md: all peers, the start, and CropMix in all its settings."""
+def benchmarks_section(
+    report: dict[str, Any], files: dict[str, Any] | None = None, start: dict[str, Any] | None = None
+) -> str:
+    """Return the generated part of benchmarks/README.md: peers, start, kinds of files, and CropMix in its settings."""
     results = Results(report)
     parts = [conditions(results), main_table(results), *notes(results)]
     if start:
         parts.append(start_section(start))
+    if files:
+        parts.append(files_section(files))
     parts.append(
         "Ratios of CropMix, by number of crops; the lower of with and without `inter_aug`, where both were measured:"
     )
@@ -225,12 +263,10 @@ def benchmarks_section(report: dict[str, Any], start: dict[str, Any] | None = No
         for operation, number in product(("mixup", "cutmix"), ([2], [3], [4], [2, 3, 4]))
     ]
     rows.append(("one crop", {"number": 1}))
-    sizes = sorted({result["output_size"] for result in report["results"]}, reverse=True)
-    for size, workers in product(sizes, sorted({result["num_workers"] for result in report["results"]})):
-        results = Results(report, size, workers)
+    for results in settings(report):
         ways = {"raw": ("rgb",), "jpg": ("rgb", "rows", "ycbcr"), "dct": ("rgb", "ycbcr")}
         columns = [(mode, decode) for mode in results.kinds for decode in ways[mode.split()[0]]]
-        head = [f"{size} px, {workers} worker{'s'[: workers > 1]}"]
+        head = [results.setting]
         head += [name_of(mode) + (f', decode="{decode}"' if mode != "raw" else "") for mode, decode in columns]
         lines = [_row(head), _row(["---", *["---:"] * len(columns)])]
         for label, options in rows:
@@ -309,16 +345,19 @@ def main() -> None:
     path = Path(sys.argv[1])
     report = _read(path)
     files, start = (_read(other) if (other := path.with_name(name)).exists() else None for name in OPTIONAL)
-    if files is None or len(report["data"]) > 2:
+    if len(report["data"]) > 2:
         files = report
     matplotlib.use("Agg")
-    sections = {"README.md": readme_section(files), "benchmarks/README.md": benchmarks_section(report, start)}
+    sections = {
+        "README.md": readme_section(files or report),
+        "benchmarks/README.md": benchmarks_section(report, files, start),
+    }
     for readme, section in sections.items():
         target = REPOSITORY / readme
         target.write_text(replaced(target.read_text(), section, readme))
         print(target.relative_to(REPOSITORY))
     figures = {"throughput": plot_peers(Results(report))}
-    if len(files["data"]) > 2:
+    if files:
         figures["sizes"] = plot_files(Results(files))
     for name, figure in figures.items():
         figure.savefig(REPOSITORY / f"docs/{name}.png", dpi=110)

@@ -67,6 +67,7 @@ from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
 REPOSITORY = Path(__file__).parents[1]
 WARM_BATCHES, TIMED_BATCHES = 5, 10
 SLOW, SLOW_ROUNDS = 4, 3
+CUTMIX = "cutmix-234", "cutmix-234-ycbcr"
 MEMORY_BATCH = 512
 BUFFERS = 5  # that FFCV fills in turn: batches_ahead + 2
 PACKAGES = ("ffcv", "numba", "numpy", "torch", "torchvision", "pillow", "opencv-python", "spdl", "nvidia-dali-cuda130")
@@ -330,7 +331,7 @@ class Options:
     """Photos in a folder per class; they are written in all ways"""
     description: str | None = option(None, metavar="TEXT")
     """What the images are, for the tables"""
-    peers: list[str] | None = option(None, choices=[*PEERS, "cutmix-234", "cutmix-234-ycbcr", "variants"], metavar="PEER")
+    peers: list[str] | None = option(None, choices=[*PEERS, *CUTMIX, "variants"], metavar="PEER")
     """What to measure, of {choices}; default: all"""
     output_size: list[int] = option([224, 160], metavar="PX")
     """Sides of the outputs"""

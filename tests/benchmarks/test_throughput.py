@@ -257,6 +257,8 @@ def test_tables_and_plot_come_from_the_json(
     (tmp_path / "files.json").write_text(json.dumps(files))
     report.main()
     assert "| dct, level 1 | 98 |" in (tmp_path / "README.md").read_text()
+    assert f"| {SIDE} px, 1 worker | mixup |" in (tmp_path / "benchmarks/README.md").read_text()
+    assert "| JPEG | 1.23 |" in (tmp_path / "benchmarks/README.md").read_text()
     assert (tmp_path / "docs/sizes.png").read_bytes().startswith(b"\x89PNG")
 
 
