@@ -47,7 +47,7 @@ def render_of(loops: tuple[str, ...]) -> Any:
     def without(function: Any) -> Any:
         return FunctionType(function.__code__, globals_)
 
-    return without(rendering.renderer)(rendering.prepare_rgb, jit(without(rendering._resample)))
+    return without(rendering.renderer)(rendering.prepare_rgb, jit(without(rendering.resample_rgb)))
 
 
 def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:

@@ -12,14 +12,14 @@ from numba import types
 from . import dct_pixels, turbojpeg
 from .data.images import DCT, JPG, RAW
 from .dct import BAD_DCT, OTHER_SIZE
-from .functional import BYTES, IMAGE, LAYERS, compile_renderer
+from .functional import BYTES, LAYERS, compile_filter, compile_render
 from .kernels import sampling
 from .kernels.arrays import array_at, empty
 from .kernels.checksum import xxh64
 from .kernels.jit import as_readonly, compiled_once, entry, jit
 from .kernels.layers import new_layers
 from .kernels.parallel import in_threads, prepare, task
-from .kernels.planes import new_planes_scratch, render_planes
+from .kernels.planes import new_planes_scratch, prepare_planes, resample_planes
 from .kernels.render import new_scratch, pixels_needed
 
 Decode = Literal["rgb", "rows", "ycbcr"]
@@ -124,13 +124,7 @@ def _compile_pixels_needed() -> Any:
 @cache
 def _compile_render_planes() -> Any:
     scratch = numba.typeof(new_planes_scratch(new_scratch(0, 1, 1, 1, 1), 0, 1, 1, 1, 1))
-    arguments = BYTES, _LAYOUT, LAYERS, _WHOLE, types.boolean, _WHOLE, IMAGE, scratch
-    return compiled_once(render_planes, types.none, *arguments)
-
-
-def _read_dct(data, height, width, box, planar, buffers):
-    code, planes = dct_pixels.decode_dct(data, height, width, box, planar, buffers)
-    return code << 1 | planes
+    return compile_render(prepare_planes, resample_planes, _LAYOUT, scratch)
 
 
 def _read_jpeg(data, height, width, box, planar, buffers):
@@ -139,6 +133,23 @@ def _read_jpeg(data, height, width, box, planar, buffers):
         if code != turbojpeg.NOT_420:
             return code << 1 | 1
     return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers) << 1
+
+
+def _dct_reader(buffers: Any) -> Any:
+    """Return what `_read_jpeg` is, for a sample of mode dct. Its largest parts are compiled apart.
+
+    Args:
+        buffers: type of the buffers.
+    """
+    decode_plane = compiled_once(dct_pixels.decode_plane, _WHOLE, _WHOLE, _BOX, buffers)
+    make_rgb = compiled_once(dct_pixels.make_rgb, types.none, _WHOLE, _BOX, _WHOLE, buffers)
+    decode_dct = dct_pixels.decoder(decode_plane, make_rgb)
+
+    def read_dct(data, height, width, box, planar, buffers):
+        code, planes = decode_dct(data, height, width, box, planar, buffers)
+        return code << 1 | planes
+
+    return read_dct
 
 
 @cache
@@ -173,10 +184,12 @@ def _compile_reader(dct: bool) -> tuple[Any, Any, Any]:
         def destroy_buffers(buffers):
             pass
 
-    buffers = new_buffers(8, 8, 81, 0)
-    arguments = BYTES, _WHOLE, _WHOLE, _BOX, types.boolean, numba.typeof(buffers)
-    destroy_buffers(buffers)
-    return new_buffers, destroy_buffers, compiled_once(_read_dct if dct else _read_jpeg, _WHOLE, *arguments)
+    example = new_buffers(8, 8, 81, 0)
+    buffers = numba.typeof(example)
+    destroy_buffers(example)
+    read_image = _dct_reader(buffers) if dct else _read_jpeg
+    arguments = BYTES, _WHOLE, _WHOLE, _BOX, types.boolean, buffers
+    return new_buffers, destroy_buffers, compiled_once(read_image, _WHOLE, *arguments)
 
 
 @cache
@@ -193,7 +206,7 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
     dct = kind.dct
     sample_layers = _compile_sampler(kind.sample_layers, kind.options.dtype)
     needed = _compile_pixels_needed()
-    new_scratch, render = compile_renderer(kind.two_pass)
+    new_scratch, render = compile_filter(kind.two_pass)
     new_buffers, destroy_buffers, read_image = _compile_reader(dct)
     planar, boxed = kind.decode == "ycbcr" and not kind.two_pass, dct or kind.decode != "rgb"
     new_planes = new_planes_scratch if planar else _new_nothing

@@ -87,7 +87,7 @@ def _needed(first, stop, size, factor, triangle):
 
 
 @uncounted
-def _decode_plane(component, box, buffers):
+def decode_plane(component, box, buffers):
     """Decode the samples of a component that the pixels of a box depend on; return OK or an error code."""
     plane = buffers.layout[component]
     top, bottom = _needed(box[0], box[2], plane[HEIGHT], plane[DOWN], plane[DOWN_TRIANGLE])
@@ -142,7 +142,7 @@ def _full_row(plane, y, pixels, sums, target):
 
 
 @uncounted
-def _make_rgb(width, box, row, buffers):
+def make_rgb(width, box, row, buffers):
     """Convert a box of the planes to RGB. `row` is the offset of working memory for one row of each component."""
     layout, pixels, sums = buffers.layout, buffers.pixels, buffers.sums
     colours = buffers.dct.together[COMPONENTS] == 3
@@ -159,33 +159,41 @@ def _make_rgb(width, box, row, buffers):
         ycbcr_to_rgb(pixels, luma + left, blue + left, red + left, pixels, 3 * (y * width + left), count)
 
 
-@uncounted
-def decode_dct(data, height, width, box, planar, buffers):
-    """Decode the part of a sample that the pixels of a box depend on into buffers.pixels.
+def decoder(decode_plane, make_rgb):
+    """Return the kernel `decode_dct` from the kernels of this module, or from the same ones, compiled apart."""
 
-    Args:
-        data: uint8 (n,), the sample, see `open_dct`.
-        height, width: the expected size of the image, px.
-        box: int64 (4,), top, left, bottom, right, px; bottom and right are exclusive; not empty.
-        planar: keep planes if luma has the full resolution, and blue and red the same resolution as each other.
-        buffers: PixelBuffers.
+    @uncounted
+    def decode_dct(data, height, width, box, planar, buffers):
+        """Decode the part of a sample that the pixels of a box depend on into buffers.pixels.
 
-    Returns:
-        (code, planes): `code` is OK or an error code of `open_dct`; after an error the pixels are undefined. `planes`
-        is True if the result is planes, described by buffers.layout, and False if it is the RGB rows of the image.
-        Pixels outside the box are undefined.
-    """
-    code = open_dct(buffers.context, data, height, width, buffers.dct)
-    if code != OK:
-        return code, False
-    layout, components = buffers.layout, buffers.dct.together[COMPONENTS]
-    end = _lay_out(buffers.dct, height, width, layout)
-    for component in range(components):
-        code = _decode_plane(component, box, buffers)
+        Args:
+            data: uint8 (n,), the sample, see `open_dct`.
+            height, width: the expected size of the image, px.
+            box: int64 (4,), top, left, bottom, right, px; bottom and right are exclusive; not empty.
+            planar: keep planes if luma has the full resolution, and blue and red the same resolution as each other.
+            buffers: PixelBuffers.
+
+        Returns:
+            (code, planes): `code` is OK or an error code of `open_dct`; after an error the pixels are undefined.
+            `planes` is True if the result is planes, described by buffers.layout, and False if it is the RGB rows of
+            the image. Pixels outside the box are undefined.
+        """
+        code = open_dct(buffers.context, data, height, width, buffers.dct)
         if code != OK:
             return code, False
-    alike = layout[1, DOWN] == layout[2, DOWN] and layout[1, ACROSS] == layout[2, ACROSS]
-    if planar and components == 3 and layout[0, DOWN] * layout[0, ACROSS] == 1 and alike:
-        return OK, True
-    _make_rgb(width, box, end, buffers)
-    return OK, False
+        layout, components = buffers.layout, buffers.dct.together[COMPONENTS]
+        end = _lay_out(buffers.dct, height, width, layout)
+        for component in range(components):
+            code = decode_plane(component, box, buffers)
+            if code != OK:
+                return code, False
+        alike = layout[1, DOWN] == layout[2, DOWN] and layout[1, ACROSS] == layout[2, ACROSS]
+        if planar and components == 3 and layout[0, DOWN] * layout[0, ACROSS] == 1 and alike:
+            return OK, True
+        make_rgb(width, box, end, buffers)
+        return OK, False
+
+    return decode_dct
+
+
+decode_dct = decoder(decode_plane, make_rgb)

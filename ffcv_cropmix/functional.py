@@ -12,8 +12,9 @@ from numba import types
 from .kernels.coefficients import AREA, BICUBIC, BILINEAR, NEGATIVE_LOBES
 from .kernels.jit import compiled_once, entry
 from .kernels.layers import collapse, new_layers
-from .kernels.render import new_scratch, render
-from .kernels.two_pass import new_two_pass_scratch, render_two_pass
+from .kernels.render import new_scratch, prepare_rgb, renderer, resample_rgb
+from .kernels.two_pass import new_two_pass_scratch, prepare_two_pass, resample_two_pass
+from .kernels.vectors import Target
 from .plan import OPERATIONS, MixPlan, check_size
 
 INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": BICUBIC, "area": AREA}
@@ -35,22 +36,37 @@ BYTES, IMAGE = types.Array(types.uint8, 1, "C", readonly=True), types.Array(type
 LAYERS = numba.typeof(new_layers())
 
 
+def compile_render(prepare: Any, resample: Any, layout: Any, scratch: Any) -> Any:
+    """Compile `renderer(prepare, resample)` once for all callers.
+
+    Args:
+        prepare, resample: see `renderer`.
+        layout, scratch: types of their arguments.
+    """
+    image, whole = (BYTES, layout, LAYERS), types.int64
+    target = numba.typeof(Target(0, 0, 0, 0, 0, 0, 0))
+    resample = compiled_once(resample, types.none, *image, whole, whole, IMAGE, target, scratch)
+    render = renderer(prepare, resample)
+    return compiled_once(render, types.none, *image, whole, types.boolean, whole, IMAGE, scratch)
+
+
 @cache
-def compile_renderer(two_pass: bool) -> tuple[Any, Any]:
-    """Return (new_scratch, render), with the same arguments for all filters; `render` is compiled once for all callers.
+def compile_filter(two_pass: bool) -> tuple[Any, Any]:
+    """Return (new_scratch, render) for images of RGB rows. Their arguments are the same for all filters.
 
     Args:
         two_pass: for filters with negative lobes, `NEGATIVE_LOBES`.
     """
-    kernels = (new_two_pass_scratch, render_two_pass) if two_pass else (new_scratch, render)
-    scratch = numba.typeof(kernels[0](0, 1, 1, 1, 1))
-    arguments = BYTES, types.int64, LAYERS, types.int64, types.boolean, types.int64, IMAGE, scratch
-    return kernels[0], compiled_once(kernels[1], types.none, *arguments)
+    if two_pass:
+        new, prepare, resample = new_two_pass_scratch, prepare_two_pass, resample_two_pass
+    else:
+        new, prepare, resample = new_scratch, prepare_rgb, resample_rgb
+    return new, compile_render(prepare, resample, types.int64, numba.typeof(new(0, 1, 1, 1, 1)))
 
 
 @cache
 def _compile(two_pass: bool) -> Any:
-    new_scratch, render = compile_renderer(two_pass)
+    new_scratch, render = compile_filter(two_pass)
 
     @entry
     def compiled(pixels, height, width, plan, number, operation, flip, interpolation, out):

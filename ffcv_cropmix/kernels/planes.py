@@ -14,7 +14,7 @@ import numpy as np
 from .arrays import empty
 from .coefficients import FULL, table_size
 from .jit import jit, uncounted
-from .render import Scratch, layer_share, prepare_rgb, renderer, truncation_bias
+from .render import Scratch, layer_share, prepare_rgb, truncation_bias
 from .sampling import MAX_CROPS
 from .vectors import MAX_TRUNCATED_TAPS, Colours, Taps, horizontal_planes, transpose, vertical
 
@@ -26,7 +26,7 @@ LAYOUT = 10
 
 
 class PlanesScratch(NamedTuple):
-    """Working memory of `render_planes`, owned by one thread."""
+    """Working memory of `renderer`, for planes, owned by one thread."""
 
     mix: Any  # luma's
     luma: Scratch
@@ -93,7 +93,8 @@ def compose_upsampling(taps, offset, factor, triangle, size, output_size, starts
 
 
 @uncounted
-def _prepare(pixels, layout, layers, count, interpolation, out, scratch):
+def prepare_planes(pixels, layout, layers, count, interpolation, out, scratch):
+    """Fill the tables of coefficients of all layers, for `resample_planes`. See `renderer`."""
     luma, plane = scratch.luma, layout[1]
     prepare_rgb(pixels, 0, layers, count, interpolation, out, luma)
     for k in range(count):
@@ -112,7 +113,11 @@ def _prepare(pixels, layout, layers, count, interpolation, out, scratch):
 
 
 @uncounted
-def _resample(pixels, layout, layers, k, row, out, target, scratch):
+def resample_planes(pixels, layout, layers, k, row, out, target, scratch):
+    """Resample a layer of an image of planes, whose layout is int64 (3, LAYOUT), see PLANE. See `renderer`.
+
+    Luma has the full resolution, and blue and red have the same resolution as each other.
+    """
     luma, weight = scratch.luma, layers.weights[k]
     rows = Taps(luma.starts[k, 0], luma.coefficients[k, 0], luma.counts[k, 0])
     columns = Taps(luma.starts[k, 1], luma.coefficients[k, 1], luma.counts[k, 1])
@@ -143,8 +148,3 @@ def _resample(pixels, layout, layers, k, row, out, target, scratch):
     colours = Colours(blue - colour_first, red - colour_first, colour_columns, centre)
     limit = share * 255 // 256
     horizontal_planes(luma.columns, first, columns, bias, colours, limit, layers.permutations[k], luma.mix, target)
-
-
-render_planes = renderer(_prepare, _resample)
-"""Render an image of planes; the layout is int64 (3, LAYOUT), see PLANE. Luma has the full resolution, and blue and red
-have the same resolution as each other."""

@@ -138,7 +138,7 @@ def truncation_bias(taps):
 
 @uncounted
 def prepare_rgb(pixels, width, layers, count, interpolation, out, scratch):
-    """Fill the tables of coefficients of all layers."""
+    """Fill the tables of coefficients of all layers, for `resample_rgb`. See `renderer`."""
     for k in range(count):
         for axis in range(2):
             scratch.counts[k, axis] = fill_coefficients(
@@ -152,7 +152,8 @@ def prepare_rgb(pixels, width, layers, count, interpolation, out, scratch):
 
 
 @uncounted
-def _resample(pixels, width, layers, k, row, out, target, scratch):
+def resample_rgb(pixels, width, layers, k, row, out, target, scratch):
+    """Resample a layer of an image of RGB rows, whose layout is its width, px. See `renderer`."""
     rows = Taps(scratch.starts[k, 0], scratch.coefficients[k, 0], scratch.counts[k, 0])
     columns = Taps(scratch.starts[k, 1], scratch.coefficients[k, 1], scratch.counts[k, 1])
     first = columns.starts[target.begin]
@@ -163,7 +164,3 @@ def _resample(pixels, width, layers, k, row, out, target, scratch):
     transpose(scratch.rows, padded(values), scratch.columns, values)
     bias = int((truncation_bias(rows.count) * layers.weights[k] + truncation_bias(columns.count) + 1) / 2)
     horizontal(scratch.columns, first, columns, bias, layers.permutations[k], scratch.mix, target)
-
-
-render = renderer(prepare_rgb, _resample)
-"""Render an image of RGB rows; the layout is the image's width, px."""

@@ -15,13 +15,13 @@ import numpy as np
 from .arrays import empty
 from .coefficients import FULL, most_taps, table_size, weight, window
 from .jit import jit, uncounted
-from .render import layer_share, padded, renderer
+from .render import layer_share, padded
 from .sampling import MAX_CROPS
 from .vectors import LANES, PILLOW_BITS, REPLACE, Taps, Target, finish, horizontal, transpose, vertical
 
 
 class TwoPassScratch(NamedTuple):
-    """Working memory of `render_two_pass`, owned by one thread."""
+    """Working memory of `renderer`, for two passes, owned by one thread."""
 
     counts: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
     starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
@@ -95,7 +95,8 @@ def _narrow(pixels, origin, stride, height, width, k, scratch):
 
 
 @uncounted
-def _prepare(pixels, width, layers, count, interpolation, out, scratch):
+def prepare_two_pass(pixels, width, layers, count, interpolation, out, scratch):
+    """Resample the crops of all layers horizontally, for `resample_two_pass`. See `renderer`."""
     for k in range(count):
         for axis in range(2):
             scratch.counts[k, axis] = _fill_coefficients(
@@ -112,7 +113,8 @@ def _prepare(pixels, width, layers, count, interpolation, out, scratch):
 
 
 @uncounted
-def _resample(pixels, width, layers, k, row, out, target, scratch):
+def resample_two_pass(pixels, width, layers, k, row, out, target, scratch):
+    """Resample a layer vertically, of an image of RGB rows whose layout is its width, px. See `renderer`."""
     rows = Taps(scratch.starts[k, 0], scratch.coefficients[k, 0], scratch.counts[k, 0])
     values = 3 * out.shape[1]
     for lane in range(target.top, target.bottom):
@@ -120,7 +122,3 @@ def _resample(pixels, width, layers, k, row, out, target, scratch):
     transpose(scratch.rows, padded(values), scratch.columns, values)
     shares = Taps(scratch.places, scratch.shares[k], 1)
     horizontal(scratch.columns, 0, shares, 1, layers.permutations[k], scratch.mix, target)
-
-
-render_two_pass = renderer(_prepare, _resample)
-"""Render an image of RGB rows as Pillow does; the layout is the image's width, px."""
