@@ -151,7 +151,7 @@ def files_table(results: Results) -> str:
 
 
 def settings(report: dict[str, Any]) -> Iterator[Results]:
-    """Return the results of each size and number of workers, the largest size and the fewest workers first."""
+    """Yield the results of each size and number of workers, the largest size and the fewest workers first."""
     sizes, workers = ({result[key] for result in report["results"]} for key in ("output_size", "num_workers"))
     for size, number in product(sorted(sizes, reverse=True), sorted(workers)):
         yield Results(report, size, number)
@@ -167,8 +167,8 @@ def files_section(files: dict[str, Any]) -> str:
         "one crop": "cropmix-one",
     }
     parts = [
-        "Ways to write a file: ratios of CropMix, with a sampled number of crops, and of this package's one crop, to "
-        f"FFCV's one crop from JPEG or raw images written in the same way. {conditions(Results(files))}"
+        "For each way to write a file, speed relative to FFCV's one crop from JPEG or raw images written in the same "
+        f"way: CropMix with a sampled number of crops, and this package's one crop. {conditions(Results(files))}"
     ]
     for results in settings(files):
         lines = [_row([results.setting, *columns]), _row(["---", *["---:"] * len(columns)])]

@@ -66,7 +66,7 @@ def compiled_loop(is_jpg: bool, loops: tuple[str, ...]) -> Callable[..., None]:
                     turbojpeg._check_header(handle, stored, height, width, buffers.header)
                     destroy_handle(handle)
                     continue
-                turbojpeg.decode_jpeg(stored, height, width, buffers)
+                turbojpeg.decode_jpeg_rows(stored, height, width, height, buffers)
                 pixels = as_readonly(buffers.pixels)
             if last >= PLAN:
                 number, flip = sample(options, k, 0, 0, height, width, out.shape[0], out.shape[1], plan)

@@ -68,6 +68,7 @@ REPOSITORY = Path(__file__).parents[1]
 WARM_BATCHES, TIMED_BATCHES = 5, 10
 SLOW, SLOW_ROUNDS = 4, 3
 CUTMIX = "cutmix-234", "cutmix-234-ycbcr"
+"""The variants that `report.files_section` shows."""
 MEMORY_BATCH = 512
 BUFFERS = 5  # that FFCV fills in turn: batches_ahead + 2
 PACKAGES = ("ffcv", "numba", "numpy", "torch", "torchvision", "pillow", "opencv-python", "spdl", "nvidia-dali-cuda130")

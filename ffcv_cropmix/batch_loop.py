@@ -12,13 +12,13 @@ from numba import types
 from . import dct_pixels, turbojpeg
 from .data.images import DCT, JPG, RAW
 from .dct import BAD_DCT, OTHER_SIZE
-from .functional import BYTES, LAYERS, compile_filter, compile_render
+from .functional import BYTES, LAYERS, compile_render, compile_rgb_renderer
 from .kernels import sampling
 from .kernels.arrays import array_at, empty
 from .kernels.checksum import xxh64
 from .kernels.jit import as_readonly, compiled_once, entry, jit
 from .kernels.layers import new_layers
-from .kernels.parallel import in_threads, prepare, task
+from .kernels.parallel import compile_parallel_for, parallel_for, task
 from .kernels.planes import new_planes_scratch, prepare_planes, resample_planes
 from .kernels.render import new_scratch, pixels_needed
 
@@ -96,11 +96,11 @@ class Specialization(NamedTuple):
     decode: Decode
 
 
-# Parts that many kinds of loops share are compiled once for all of them. Such a function returns one number: a second
-# result, which is yes or no, is its lowest bit.
+# Functions that several loops share are compiled once. Each returns one integer: a second, Boolean result is its lowest
+# bit.
 
-_WHOLE = types.int64
-_BOX, _LAYOUT = types.Array(_WHOLE, 1, "C"), types.Array(_WHOLE, 2, "C")
+_INT64 = types.int64
+_BOX, _LAYOUT = types.Array(_INT64, 1, "C"), types.Array(_INT64, 2, "C")
 
 
 @cache
@@ -113,12 +113,12 @@ def _compile_sampler(sample_layers: Any, options: Any) -> Any:
         )
         return count << 1 | flip
 
-    return compiled_once(sampler, _WHOLE, options, *[_WHOLE] * 7, numba.typeof(sampling.new_plan_arrays()), LAYERS)
+    return compiled_once(sampler, _INT64, options, *[_INT64] * 7, numba.typeof(sampling.new_plan_arrays()), LAYERS)
 
 
 @cache
 def _compile_pixels_needed() -> Any:
-    return compiled_once(pixels_needed, types.none, LAYERS, *[_WHOLE] * 4, _BOX)
+    return compiled_once(pixels_needed, types.none, LAYERS, *[_INT64] * 4, _BOX)
 
 
 @cache
@@ -136,13 +136,13 @@ def _read_jpeg(data, height, width, box, planar, buffers):
 
 
 def _dct_reader(buffers: Any) -> Any:
-    """Return what `_read_jpeg` is, for a sample of mode dct. Its largest parts are compiled apart.
+    """Return the counterpart of `_read_jpeg` for mode dct. Its largest functions are compiled separately.
 
     Args:
         buffers: type of the buffers.
     """
-    decode_plane = compiled_once(dct_pixels.decode_plane, _WHOLE, _WHOLE, _BOX, buffers)
-    make_rgb = compiled_once(dct_pixels.make_rgb, types.none, _WHOLE, _BOX, _WHOLE, buffers)
+    decode_plane = compiled_once(dct_pixels.decode_plane, _INT64, _INT64, _BOX, buffers)
+    make_rgb = compiled_once(dct_pixels.make_rgb, types.none, _INT64, _BOX, _INT64, buffers)
     decode_dct = dct_pixels.decoder(decode_plane, make_rgb)
 
     def read_dct(data, height, width, box, planar, buffers):
@@ -188,8 +188,8 @@ def _compile_reader(dct: bool) -> tuple[Any, Any, Any]:
     buffers = numba.typeof(example)
     destroy_buffers(example)
     read_image = _dct_reader(buffers) if dct else _read_jpeg
-    arguments = BYTES, _WHOLE, _WHOLE, _BOX, types.boolean, buffers
-    return new_buffers, destroy_buffers, compiled_once(read_image, _WHOLE, *arguments)
+    arguments = BYTES, _INT64, _INT64, _BOX, types.boolean, buffers
+    return new_buffers, destroy_buffers, compiled_once(read_image, _INT64, *arguments)
 
 
 @cache
@@ -206,7 +206,7 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
     dct = kind.dct
     sample_layers = _compile_sampler(kind.sample_layers, kind.options.dtype)
     needed = _compile_pixels_needed()
-    new_scratch, render = compile_filter(kind.two_pass)
+    new_scratch, render = compile_rgb_renderer(kind.two_pass)
     new_buffers, destroy_buffers, read_image = _compile_reader(dct)
     planar, boxed = kind.decode == "ycbcr" and not kind.two_pass, dct or kind.decode != "rgb"
     new_planes = new_planes_scratch if planar else _new_nothing
@@ -215,7 +215,7 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
 
     @jit
     def new_workspace(batch_indices, metadata, largest_file, interpolation, output_height, output_width):
-        height = width = area = np.int64(0)
+        height = width = area = np.int64(0)  # int64 throughout: in numba, uint64 times int64 is a float
         for index in batch_indices:
             field = metadata[index]
             height = max(height, np.int64(field["height"]))
@@ -250,10 +250,10 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
             if boxed:
                 for view in range(len(options)):
                     size = places[view, 1], places[view, 2]
-                    both = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
-                    needed(layers, both >> 1, interpolation, *size, box)
-            both = read_image(data, height, width, box, planar, image)
-            code, planes = both >> 1, (both & 1) == 1
+                    packed = sample_layers(options[view], index, epoch, view, height, width, *size, plan, layers)
+                    needed(layers, packed >> 1, interpolation, *size, box)
+            packed = read_image(data, height, width, box, planar, image)
+            code, planes = packed >> 1, (packed & 1) == 1
         elif mode == RAW and not dct:
             if data.size != 3 * height * width:
                 code = BAD_RAW_SIZE
@@ -265,10 +265,10 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
                 out[:] = 0
                 continue
             output_height, output_width, _ = out.shape
-            both = sample_layers(
+            packed = sample_layers(
                 options[view], index, epoch, view, height, width, output_height, output_width, plan, layers
             )
-            count, flip = both >> 1, (both & 1) == 1
+            count, flip = packed >> 1, (packed & 1) == 1
             if planar and planes:
                 render_planar(pixels, image.layout, layers, count, flip, interpolation, out, workspace.planes)
             else:
@@ -289,7 +289,7 @@ def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
     """
     new_workspace, destroy_workspace, render_sample = compile_sample(kind)
     whole_files = kind.dct or kind.decode == "rgb"
-    prepare()
+    compile_parallel_for()
 
     @task
     def render_some(arguments, chunk):
@@ -327,6 +327,6 @@ def compile_loop(read: Any, checked: bool, kind: Specialization) -> Any:
 
     def loop(batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks):
         arguments = batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, chunks
-        return in_threads(render_some, arguments, chunks)
+        return parallel_for(render_some, arguments, chunks)
 
     return entry(loop)

@@ -116,7 +116,7 @@ def _report(options: Options, source: Source, done: Converted, seconds: float) -
     if done.damaged:
         print(f"{done.damaged:,} JPEG files are encoded again: they are damaged, but could be decoded")
     if done.other:
-        print(f"{done.other:,} JPEG files are encoded again: dct stores complete gray and YCbCr images of 8 bits only")
+        print(f"{done.other:,} JPEG files are encoded again: mode dct cannot reproduce their pixels")
     if done.skipped:
         print(f"{len(done.skipped):,} images were skipped: {skipped_path(path)} lists them")
     _report_left_out(source, done.rows)

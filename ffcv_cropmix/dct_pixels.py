@@ -160,7 +160,7 @@ def make_rgb(width, box, row, buffers):
 
 
 def decoder(decode_plane, make_rgb):
-    """Return the kernel `decode_dct` from the kernels of this module, or from the same ones, compiled apart."""
+    """Make the kernel `decode_dct` from the two kernels above, or from separately compiled versions of them."""
 
     @uncounted
     def decode_dct(data, height, width, box, planar, buffers):

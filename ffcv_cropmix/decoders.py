@@ -151,7 +151,7 @@ class LayersRGBImageDecoder(SimpleRGBImageDecoder):
             if not loop(
                 batch_indices, places, codes, numbers, metadata, storage_state, options, interpolation, threads
             ):
-                raise MemoryError(f"no memory to decode a batch of {len(batch_indices)} images")
+                raise MemoryError(f"out of memory while decoding a batch of {len(batch_indices)} images")
             if raises and codes.any():
                 raise self.failures(batch_indices, memory)[0]
             return result(tuple(images))

@@ -43,15 +43,15 @@ def compile_render(prepare: Any, resample: Any, layout: Any, scratch: Any) -> An
         prepare, resample: see `renderer`.
         layout, scratch: types of their arguments.
     """
-    image, whole = (BYTES, layout, LAYERS), types.int64
+    leading, int64 = (BYTES, layout, LAYERS), types.int64
     target = numba.typeof(Target(0, 0, 0, 0, 0, 0, 0))
-    resample = compiled_once(resample, types.none, *image, whole, whole, IMAGE, target, scratch)
+    resample = compiled_once(resample, types.none, *leading, int64, int64, IMAGE, target, scratch)
     render = renderer(prepare, resample)
-    return compiled_once(render, types.none, *image, whole, types.boolean, whole, IMAGE, scratch)
+    return compiled_once(render, types.none, *leading, int64, types.boolean, int64, IMAGE, scratch)
 
 
 @cache
-def compile_filter(two_pass: bool) -> tuple[Any, Any]:
+def compile_rgb_renderer(two_pass: bool) -> tuple[Any, Any]:
     """Return (new_scratch, render) for images of RGB rows. Their arguments are the same for all filters.
 
     Args:
@@ -66,7 +66,7 @@ def compile_filter(two_pass: bool) -> tuple[Any, Any]:
 
 @cache
 def _compile(two_pass: bool) -> Any:
-    new_scratch, render = compile_filter(two_pass)
+    new_scratch, render = compile_rgb_renderer(two_pass)
 
     @entry
     def compiled(pixels, height, width, plan, number, operation, flip, interpolation, out):

@@ -138,10 +138,12 @@ class _PassThread(threading.Thread):
             self._stopped = True
             self._ready.clear()
             self._changed.notify_all()
-        if self.ident is not None and threading.current_thread() is not self:  # garbage is collected in any thread
+        if self.ident is None:
+            return
+        if threading.current_thread() is not self:  # garbage is collected in any thread
             self.join(patience)
-            if patience is None:
-                self._streams.release()
+        if patience is None or not self.is_alive():
+            self._streams.release()
 
 
 class Pass(Iterator[tuple[Any, ...]]):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import cuda
 
@@ -45,8 +46,10 @@ class SlotStreams:
                 stream.wait_stream(cuda.current_stream(stream.device))
         self._copied: list[list[cuda.Event]] = [[] for _ in range(slots)]
         self._consumed: list[list[cuda.Event]] = [[] for _ in range(slots)]
-        self._pinned = [False] * slots
-        """Whether the slot's last batch is in pinned memory"""
+        self._on_host = [False] * slots
+        """Whether the slot's last batch is in memory of the host, which FFCV pins"""
+        self._consumers: list[Any] = []
+        """The consumer's current streams when it got the last batch"""
 
     def enter_thread(self) -> None:
         """Set this thread's current device to that of the thread that started the pass.
@@ -59,7 +62,7 @@ class SlotStreams:
     @contextmanager
     def fill(self, slot: int) -> Iterator[None]:
         """Return the context in which the pass thread fills a slot."""
-        for event in [*self._copied[slot], *(self._consumed[slot] if self._pinned[slot] else ())]:
+        for event in [*self._copied[slot], *(self._consumed[slot] if self._on_host[slot] else ())]:
             event.synchronize()
         streams = self._streams[slot]
         try:
@@ -77,7 +80,7 @@ class SlotStreams:
         self._consumers = [cuda.current_stream(stream.device) for stream in self._streams[slot]]
         for consumer, stream in zip(self._consumers, self._streams[slot]):
             consumer.wait_stream(stream)
-        self._pinned[slot] = bool(self._devices) and any(tensor.is_pinned() for tensor in _tensors(batch))
+        self._on_host[slot] = bool(self._devices) and _on_host(batch)
         for tensor in _cuda_tensors(batch):  # made on a slot's stream by a module, or before on another stream
             tensor.record_stream(cuda.current_stream(tensor.device))
 
@@ -92,10 +95,11 @@ class SlotStreams:
                 event.synchronize()
 
     def release(self) -> None:
-        """Wait for the consumer's work on batches in pinned memory, before this is freed."""
-        if any(self._pinned):
-            for consumer in self._consumers:
-                _record(consumer).synchronize()
+        """Wait for the consumer's work on batches in pinned memory, before that memory is freed."""
+        if any(self._on_host):
+            consumed = [event for slot, on_host in zip(self._consumed, self._on_host) if on_host for event in slot]
+            for event in [*consumed, *map(_record, self._consumers)]:
+                event.synchronize()
 
 
 def _record(stream: Any) -> Any:
@@ -104,14 +108,18 @@ def _record(stream: Any) -> Any:
     return event
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    """Find the tensors in nested lists and tuples."""
-    if isinstance(values, torch.Tensor):
+def _arrays(values: Any) -> Iterator[Any]:
+    """Find the tensors and NumPy arrays in nested lists and tuples."""
+    if isinstance(values, (torch.Tensor, np.ndarray)):
         yield values
     elif isinstance(values, (list, tuple)):
         for value in values:
-            yield from _tensors(value)
+            yield from _arrays(value)
 
 
 def _cuda_tensors(values: Any) -> Iterator[torch.Tensor]:
-    return (tensor for tensor in _tensors(values) if tensor.is_cuda)
+    return (array for array in _arrays(values) if isinstance(array, torch.Tensor) and array.is_cuda)
+
+
+def _on_host(values: Any) -> bool:
+    return any(isinstance(array, np.ndarray) or array.is_pinned() for array in _arrays(values))

@@ -47,7 +47,7 @@ class JpegBuffers(NamedTuple):
     pixels: Any  # uint8 (n,): RGB rows, or planes
     shortened: Any  # uint8 (n,): a copy of a JPEG with a smaller height in its header
     planes: Any  # int64 (3,): addresses of the planes
-    layout: Any  # int64 (3, 8): of the planes, see kernels.planes.PLANE
+    layout: Any  # int64 (3, LAYOUT): of the planes, see kernels.planes.PLANE
 
 
 @jit
@@ -166,26 +166,21 @@ def _decode(data, height, width, rows, planar, buffers):
 
 
 @jit
-def decode_jpeg(data, height, width, buffers):
-    """Decode a JPEG into buffers.pixels as RGB rows. The result does not depend on what was decoded before.
+def decode_jpeg_rows(data, height, width, rows, buffers):
+    """Decode at least the first `rows` rows of a JPEG into buffers.pixels as RGB rows.
+
+    The result does not depend on what was decoded before. Damage below these rows may go undetected. A missing row
+    among them is always detected.
 
     Args:
         data: uint8 (n,), the JPEG file.
         height, width: the expected size, px.
+        rows: number of rows that are needed.
         buffers: JpegBuffers.
 
     Returns:
         OK, BAD_HEADER (not a JPEG), OTHER_SIZE or BAD_DATA (damaged, or neither RGB nor gray). After an error the
         pixels are undefined.
-    """
-    return _decode(data, height, width, height, False, buffers)
-
-
-@jit
-def decode_jpeg_rows(data, height, width, rows, buffers):
-    """Decode at least the first `rows` rows as `decode_jpeg` does, bit for bit.
-
-    Damage below these rows may go undetected. A missing row among them is always detected.
     """
     return _decode(data, height, width, rows, False, buffers)
 

@@ -84,7 +84,9 @@ for index in range(8):
     plan = sample_plan(23, 40, output_size=(17, 5), index=index, **sampled)
     print(hashlib.sha256(cropmix(image, plan, (17, 5), "bicubic").tobytes()).hexdigest())
 if registers:
-    code = batch_loop._compile_render_planes().__wrapped__._library.get_asm_str()
+    render = batch_loop._compile_render_planes().__wrapped__
+    (resample,) = (cell.cell_contents for cell in render._pyfunc.__closure__ if hasattr(cell.cell_contents, "symbol"))
+    code = render._library.get_asm_str() + resample.__wrapped__._library.get_asm_str()
     assert f"%{registers[0]}mm" in code
     assert not any(f"%{wider}mm" in code for wider in registers[1:])
 """

@@ -116,8 +116,8 @@ class Copy(Operation):
         return copy
 
 
-def _loader(path: Path, *operations: Operation) -> Loader:
-    pipeline = [CenterCropRGBImageDecoder((8, 8)), ToTensor(), *operations]
+def _loader(path: Path, *operations: Operation, tensors: bool = True) -> Loader:
+    pipeline = [CenterCropRGBImageDecoder((8, 8)), *[ToTensor()] * tensors, *operations]
     order = OrderOption.RANDOM
     pipelines = {"image": pipeline, "label": None}
     return Loader(path, 4, 1, order=order, seed=0, batches_ahead=1, pipelines=pipelines)
@@ -148,21 +148,22 @@ def test_no_buffer_is_filled_or_freed_while_it_is_in_use(betons, monkeypatch, wa
     torch.testing.assert_close(torch.stack(seen), torch.stack(expected), rtol=0, atol=0)
 
 
-def test_a_batch_on_the_host_is_not_filled_while_it_is_copied(betons, monkeypatch) -> None:
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_batch_on_the_host_is_not_filled_while_it_is_copied(betons, monkeypatch, tensors: bool) -> None:
     """The consumer, which never waits, copies each batch to the device itself, with `non_blocking=True`."""
     plain = _loader(betons["raw"])
     expected = [images.clone() for _ in range(2) for (images,) in plain]
     cuda = LazyCuda()
     cuda.set_device(HERE)
     monkeypatch.setattr(streams, "cuda", cuda)
-    loader = _loader(betons["raw"])
+    loader = _loader(betons["raw"], tensors=tensors)
     memory = loader.graph.allocate_memory(4, 3)  # the second pass gets the buffers of the first
     monkeypatch.setattr(loader.graph, "allocate_memory", lambda *_: memory)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)  # FFCV pins buffers where there is a GPU
     seen: list[torch.Tensor] = []
     for _ in range(2):
         for (images,) in loader:
-            cuda.current_stream().submit(lambda images=images: seen.append(images.clone()))
+            cuda.current_stream().submit(lambda images=images: seen.append(torch.as_tensor(images).clone()))
     torch.testing.assert_close(torch.stack(seen), torch.stack(expected), rtol=0, atol=0)
 
 

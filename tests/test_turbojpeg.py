@@ -45,7 +45,7 @@ def jpeg(kind: str) -> np.ndarray:
 
 @entry
 def _decode(data, height, width, buffers):
-    return turbojpeg.decode_jpeg(data, height, width, buffers)
+    return turbojpeg.decode_jpeg_rows(data, height, width, height, buffers)
 
 
 @entry

@@ -1,4 +1,7 @@
-"""Make arrays, in Python and in compiled code. Numba would compile np.empty and carray for each shape and type."""
+"""Make arrays, in Python and in compiled code.
+
+Numba compiles its own np.empty and carray for each number of dimensions and each dtype.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from numba.np.arrayobj import make_array, populate_array
 
 
 def empty(shape: Any, dtype: Any) -> np.ndarray:
-    """Return a new array, not initialised.
+    """Return a new, uninitialised array.
 
     Args:
         shape: an integer, or a tuple of integers.
@@ -24,7 +27,7 @@ def empty(shape: Any, dtype: Any) -> np.ndarray:
 
 
 def array_at(address: int, shape: Any, dtype: Any) -> np.ndarray:
-    """Return the array at an address, in memory that is managed elsewhere.
+    """Return a view of the memory at an address, which the caller keeps alive.
 
     Args:
         address: of the first byte.
@@ -38,22 +41,22 @@ def _type(shape: Any, dtype: Any) -> Any:
     return types.Array(dtype.dtype, len(shape) if isinstance(shape, types.BaseTuple) else 1, "C")
 
 
-def _emit_array(context: Any, builder: Any, kind: Any, asked: Any, shape: Any, place: Callable[[Any], Any]) -> Any:
+def _emit_array(context: Any, builder: Any, kind: Any, shape_type: Any, shape: Any, place: Callable[[Any], Any]) -> Any:
     """Emit an array of type `kind`; `place` emits (address, numba's meminfo or None) for a size in bytes."""
-    many = isinstance(asked, types.BaseTuple)
-    kinds, sides = (list(asked), cgutils.unpack_tuple(builder, shape)) if many else ([asked], [shape])
-    sides = [context.cast(builder, side, given, types.intp) for side, given in zip(sides, kinds)]
+    is_tuple = isinstance(shape_type, types.BaseTuple)
+    dim_types, dims = (list(shape_type), cgutils.unpack_tuple(builder, shape)) if is_tuple else ([shape_type], [shape])
+    dims = [context.cast(builder, dim, dim_type, types.intp) for dim, dim_type in zip(dims, dim_types)]
     element = context.get_data_type(kind.dtype)
     itemsize = cgutils.intp_t(context.get_abi_sizeof(element))
     strides: list[Any] = []
     size = itemsize
-    for side in reversed(sides):
+    for dim in reversed(dims):
         strides.insert(0, size)
-        size = builder.mul(size, side)
+        size = builder.mul(size, dim)
     address, meminfo = place(size)
     array = make_array(kind)(context, builder)
     data = builder.bitcast(address, element.as_pointer())
-    populate_array(array, data=data, shape=sides, strides=strides, itemsize=itemsize, meminfo=meminfo)
+    populate_array(array, data=data, shape=dims, strides=strides, itemsize=itemsize, meminfo=meminfo)
     return array._getvalue()
 
 

@@ -84,6 +84,8 @@ else:
         """
         compiled: Any = CFunc(function, (arguments, result), locals={}, options={"parallel": parallel, **OPTIONS})
         name = _name(function)
+        if name is not None and parallel:
+            name += " parallel"
         if name is not None:
             compiled._cache = DiskCache(name)
         compiled.compile()

@@ -1,7 +1,7 @@
 """Call a compiled function in numba's threads.
 
-Numba's `parallel=True` takes 2.5 s to compile each function that has a parallel loop. Here a single loop is compiled,
-once for all functions: it calls them by their address.
+Numba's `parallel=True` takes 2.5 s to compile for each function. Here one parallel loop is compiled; it calls any
+function through a pointer.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
         """Return the function itself."""
         return function
 
-    def prepare() -> Any:
+    def compile_parallel_for() -> Any:
         """Do nothing: there is nothing to compile."""
 
-    def in_threads(function: Any, arguments: Any, count: int) -> bool:
+    def parallel_for(function: Any, arguments: Any, count: int) -> bool:
         """Call the function in a loop."""
         for number in range(count):
             function(arguments, number)
@@ -36,7 +36,7 @@ else:
     _TASK = ir.FunctionType(ir.VoidType(), [_ADDRESS, _ADDRESS])
 
     def task(function: Any) -> Any:
-        """Compile a function for `in_threads`."""
+        """Compile a function for `parallel_for`."""
         return njit(**UNWRAPPED, **OPTIONS)(function)
 
     @intrinsic
@@ -52,15 +52,16 @@ else:
     def _call_all(function, data, count):
         for number in prange(count):
             _call(function, data, number)  # type: ignore[call-arg]  # numba passes the context
+        return 1  # numba's wrapper prints an exception of this function, and returns 0
 
     @cache
-    def prepare() -> Any:
-        """Compile the loop of `in_threads`. Call this before functions that use `in_threads` are compiled or loaded."""
-        return compiled_once(_call_all, types.none, types.int64, types.int64, types.int64, parallel=True)
+    def compile_parallel_for() -> Any:
+        """Compile the loop. Call this before a function that uses `parallel_for` is compiled, or loaded from disk."""
+        return compiled_once(_call_all, types.int64, types.int64, types.int64, types.int64, parallel=True)
 
     @intrinsic
-    def in_threads(typing_context: Any, function: Any, arguments: Any, count: Any) -> Any:
-        """Call function(arguments, number) for each number below `count`, in numba's threads.
+    def parallel_for(typing_context: Any, function: Any, arguments: Any, count: Any) -> Any:
+        """Call function(arguments, number) for number in range(count), in numba's threads.
 
         Args:
             function: made by `task`.
@@ -68,7 +69,7 @@ else:
             count: number of calls.
 
         Returns:
-            Whether all calls succeeded; False if one raised an exception, which can only be that memory ran out.
+            True, or False if a call raised an exception. The only one that is expected is MemoryError.
         """
         compiled = function.dispatcher.get_compile_result(types.none(arguments, types.int64))
 
@@ -97,9 +98,11 @@ else:
                 inside.store(cgutils.true_bit, cgutils.gep_inbounds(inside, data, 0, 1))
             inside.ret_void()
 
-            loop_type = ir.FunctionType(cgutils.voidptr_t, [_ADDRESS] * 3)
-            loop = cgutils.get_or_insert_function(module, loop_type, f"ffcv_cropmix.{prepare().symbol}")
-            builder.call(loop, [builder.ptrtoint(called, _ADDRESS), builder.ptrtoint(shared, _ADDRESS), values[2]])
-            return builder.not_(builder.load(places[1]))
+            loop_type = ir.FunctionType(_ADDRESS, [_ADDRESS] * 3)
+            loop = cgutils.get_or_insert_function(module, loop_type, f"ffcv_cropmix.{compile_parallel_for().symbol}")
+            pointers = [builder.ptrtoint(value, _ADDRESS) for value in (called, shared)]
+            finished = builder.call(loop, [*pointers, values[2]])
+            failed = builder.or_(builder.icmp_signed("==", finished, _ADDRESS(0)), builder.load(places[1]))
+            return builder.not_(failed)
 
         return types.boolean(function, arguments, types.int64), codegen

@@ -26,7 +26,7 @@ LAYOUT = 10
 
 
 class PlanesScratch(NamedTuple):
-    """Working memory of `renderer`, for planes, owned by one thread."""
+    """Working memory for rendering planes, owned by one thread."""
 
     mix: Any  # luma's
     luma: Scratch

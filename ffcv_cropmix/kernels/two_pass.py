@@ -21,7 +21,7 @@ from .vectors import LANES, PILLOW_BITS, REPLACE, Taps, Target, finish, horizont
 
 
 class TwoPassScratch(NamedTuple):
-    """Working memory of `renderer`, for two passes, owned by one thread."""
+    """Working memory for rendering in two passes, owned by one thread."""
 
     counts: Any  # int64 (MAX_CROPS, 2): number of taps of the rows and the columns of each layer
     starts: Any  # int32 (MAX_CROPS, 2, output side): first tap of each output row and column, in the crop
@@ -32,7 +32,7 @@ class TwoPassScratch(NamedTuple):
     mix: Any  # uint16 (3 * output width * LANES,)
     one: Any  # int32 (1,): the coefficient 1
     places: Any  # int32 (output width,): 0, 1, 2, ...
-    shares: Any  # uint16 (MAX_CROPS, output width): the layer's share of the mix, as taps
+    shares: Any  # uint16 (MAX_CROPS, output width): each layer's share of the mix, repeated for each column
     order: Any  # int64 (3,): 0, 1, 2
 
 

@@ -74,7 +74,7 @@ class Processes:
         return min(wanted or self.cores, self.cores)
 
     def split_batch(self, batch_size: int, global_batch_size: int | None, images: int) -> BatchSplit:
-        """Call `split_batch` for these processes. What it refuses ends the program, as a wrong option does."""
+        """Call `split_batch` for these processes; exit with a usage error if it raises ValueError."""
         with wrong_options():
             return split_batch(batch_size, global_batch_size, world_size=self.world_size, images=images)
 

@@ -114,7 +114,7 @@ def test_batches_are_the_cpus(files: dict[str, Path], mode: str, name: str) -> N
     assert images and all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
 
 
-def test_a_consumer_that_copies_itself(files: dict[str, Path]) -> None:
+def test_a_consumer_that_makes_its_own_copies(files: dict[str, Path]) -> None:
     """Batches on the host are pinned: the consumer's asynchronous copies are right, also far behind the loader."""
     cpu = torch.device("cpu")
     plain = _loader(files["raw"], _cropmix(cpu), cpu, batches_ahead=1)

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 import pytest
+from numba.core import config
 
 from ffcv_cropmix.kernels.jit import entry
-from ffcv_cropmix.kernels.parallel import in_threads, prepare, task
+from ffcv_cropmix.kernels.parallel import compile_parallel_for, parallel_for, task
+
+pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
 
 
 @task
@@ -26,12 +29,12 @@ def square(arguments, number):
 
 @entry
 def squares_of(squares, threads, fails_at, count):
-    return in_threads(square, (squares, threads, np.zeros(50), fails_at), count)
+    return parallel_for(square, (squares, threads, np.zeros(50), fails_at), count)
 
 
 @pytest.fixture(params=[1, 2])
 def num_threads(request) -> Iterator[int]:
-    prepare()
+    compile_parallel_for()
     before = numba.get_num_threads()
     numba.set_num_threads(request.param)
     yield request.param
@@ -57,7 +60,7 @@ def test_as_many_threads_as_are_set(num_threads: int) -> None:
 
 
 def test_an_exception_in_a_thread() -> None:
-    prepare()
+    compile_parallel_for()
     squares, threads = np.zeros(8, np.int64), np.zeros(8, np.int64)
     assert not squares_of(squares, threads, 3, 8)
     assert squares.tolist() == [k * k if k != 3 else 0 for k in range(8)]
