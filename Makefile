@@ -45,6 +45,7 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/bin/python:
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip  # Debian 12's needs 10 minutes for .dev
 
 clean:
 	rm -rf $(VENV) demo build wheels *.egg-info
