@@ -25,7 +25,7 @@ if command -v apt-get >/dev/null; then
         exit 1
     fi
     echo "installing $missing"
-    $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get install -y -qq --no-install-recommends $missing >/dev/null
 else
     echo "error: FFCV is compiled against OpenCV and libjpeg-turbo: install what Debian calls $missing" >&2
     exit 1
