@@ -42,11 +42,9 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
-# The pip of Debian 12 takes ten minutes to resolve .dev beside installed packages.
 $(VENV)/bin/python:
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 
 clean:
 	rm -rf $(VENV) demo build wheels *.egg-info
