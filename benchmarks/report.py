@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ffcv_cropmix.errors import DataError, run_program, usage_error
 from peers import AUTHORS, CROPMIX, PEERS, STOCK
@@ -294,6 +295,10 @@ def plot_files(results: Results) -> Figure:
                 axes.annotate(name_of(mode), (size / 1e3, speed), (6, -3), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
     axes.set_xlabel("KB an image")
     axes.set_ylabel(f"images/s ({results.output_size} px, {results.num_workers} worker)")
     axes.spines[["top", "right"]].set_visible(False)
