@@ -230,4 +230,7 @@ VARIANTS = _variants()
 
 Settings that are among PEERS are left out."""
 
+CUTMIX = "cutmix-234", "cutmix-234-ycbcr"
+"""The variants that tables of kinds of files show."""
+
 ALL = {**PEERS, **VARIANTS}

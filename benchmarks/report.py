@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ffcv_cropmix.errors import DataError, run_program, usage_error
-from peers import AUTHORS, CROPMIX, PEERS, STOCK
+from peers import AUTHORS, CROPMIX, CUTMIX, PEERS, STOCK
 
 REPOSITORY = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
@@ -86,8 +86,10 @@ class Results:
         return found[0] if found else None
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(head: list[str], rows: list[list[str]], labels: tuple[str, ...] = ("---",)) -> str:
+    """Return a table. `labels` aligns the first columns; the others are numbers."""
+    align = [*labels, *["---:"] * (len(head) - len(labels))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, align, *rows))
 
 
 def _ratio(result: dict[str, Any]) -> str:
@@ -119,7 +121,7 @@ def main_table(results: Results, peers: Iterable[str] = tuple(PEERS)) -> str:
     head = [results.setting]
     for mode in modes:
         head += [f"{name_of(mode)}: images/s", "ratio (quartiles)", "memory"]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    rows = []
     memory = {(entry["peer"], entry["mode"]): entry for entry in results.report["memory"]}
     for name in peers:
         peer, found = PEERS[name], {mode: results.of_peer(name, mode) for mode in modes}
@@ -130,14 +132,15 @@ def main_table(results: Results, peers: Iterable[str] = tuple(PEERS)) -> str:
             entry = memory.get((name, mode))
             cells += [f"{result['images_per_second']:,.0f}", _ratio(result)] if result else ["", ""]
             cells.append(f"{entry['mib']:,.0f} MiB" if entry else "")
-        lines.append(_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return _table(head, rows)
 
 
 def files_table(results: Results) -> str:
     """Return a row for each kind of file: its size, and the speed with which it is read."""
     head = ["how the file was written", "bytes an image", "ImageNet", "FFCV, one crop: images/s", "CropMix: images/s"]
-    lines = [_row([*head, "ratio", 'CropMix, "ycbcr": images/s', "ratio"]), _row(["---", *["---:"] * 7])]
+    head += ["ratio", 'CropMix, "ycbcr": images/s', "ratio"]
+    rows = []
     for mode in results.kinds:
         data = results.report["data"][mode]
         size = data["bytes"] / data["images"]
@@ -147,8 +150,8 @@ def files_table(results: Results) -> str:
         for peer in (CROPMIX, "cropmix-ycbcr"):
             found = results.of_peer(peer, mode)
             cells += [f"{found['images_per_second']:,.0f}", f"{found['ratio']['median']:.2f}"] if found else ["", ""]
-        lines.append(_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return _table(head, rows)
 
 
 def settings(report: dict[str, Any]) -> Iterator[Results]:
@@ -160,23 +163,18 @@ def settings(report: dict[str, Any]) -> Iterator[Results]:
 
 def files_section(files: dict[str, Any]) -> str:
     """Return tables of the ratios of each kind of file."""
-    columns = {
-        "mixup": CROPMIX,
-        'mixup, "ycbcr"': "cropmix-ycbcr",
-        "cutmix": "cutmix-234",
-        'cutmix, "ycbcr"': "cutmix-234-ycbcr",
-        "one crop": "cropmix-one",
-    }
+    head = ["mixup", 'mixup, "ycbcr"', "cutmix", 'cutmix, "ycbcr"', "one crop"]
+    peers = [CROPMIX, "cropmix-ycbcr", *CUTMIX, "cropmix-one"]
     parts = [
         "For each way to write a file, speed relative to FFCV's one crop from JPEG or raw images written in the same "
         f"way: CropMix with a sampled number of crops, and this package's one crop. {conditions(Results(files))}"
     ]
     for results in settings(files):
-        lines = [_row([results.setting, *columns]), _row(["---", *["---:"] * len(columns)])]
+        rows = []
         for mode in results.kinds:
-            found = [results.of_peer(peer, mode) for peer in columns.values()]
-            lines.append(_row([name_of(mode), *(f"{each['ratio']['median']:.2f}" if each else "" for each in found)]))
-        parts.append("\n".join(lines))
+            found = [results.of_peer(peer, mode) for peer in peers]
+            rows.append([name_of(mode), *(f"{each['ratio']['median']:.2f}" if each else "" for each in found)])
+        parts.append(_table([results.setting, *head], rows))
     return "\n\n".join(parts)
 
 
@@ -215,14 +213,14 @@ def start_table(start: dict[str, Any]) -> str:
     """Return the table of the results of start.py: a loader's start time and memory by the number of samples."""
     head = ["samples", "loader", "import", "construction", "first batch, first process", "second"]
     head += ["memory after import", "added by a loader", "added by two"]
-    lines = [_row(head), _row(["---:", "---", *["---:"] * 7])]
+    rows = []
     labels = {"ffcv_cropmix": "**this package**", "ffcv": "FFCV"}
     for result in start["results"]:
         times = [result["import_seconds"], result["construction_seconds"], *result["first_batch_seconds"].values()]
         sizes = [result["import_megabytes"], result["megabytes"], result["megabytes_of_two"]]
         cells = [f"{result['rows']:,}", labels[result["package"]], *(f"{seconds:.2f} s" for seconds in times)]
-        lines.append(_row([*cells, *(f"{size:,.0f} MB" for size in sizes)]))
-    return "\n".join(lines)
+        rows.append([*cells, *(f"{size:,.0f} MB" for size in sizes)])
+    return _table(head, rows, labels=("---:", "---"))
 
 
 SHORT = (CROPMIX, "cropmix-one", STOCK, AUTHORS, "torchvision", "dali")
@@ -259,24 +257,24 @@ def benchmarks_section(
     parts.append(
         "Ratios of CropMix, by number of crops; the lower of with and without `inter_aug`, where both were measured:"
     )
-    rows: list[tuple[str, dict[str, Any]]] = [
+    mixes: list[tuple[str, dict[str, Any]]] = [
         (f"{operation}, {number[0] if len(number) == 1 else 'sampled'}", {"operation": operation, "number": number})
         for operation, number in product(("mixup", "cutmix"), ([2], [3], [4], [2, 3, 4]))
     ]
-    rows.append(("one crop", {"number": 1}))
+    mixes.append(("one crop", {"number": 1}))
     for results in settings(report):
         ways = {"raw": ("rgb",), "jpg": ("rgb", "rows", "ycbcr"), "dct": ("rgb", "ycbcr")}
         columns = [(mode, decode) for mode in results.kinds for decode in ways[mode.split()[0]]]
         head = [results.setting]
         head += [name_of(mode) + (f', decode="{decode}"' if mode != "raw" else "") for mode, decode in columns]
-        lines = [_row(head), _row(["---", *["---:"] * len(columns)])]
-        for label, options in rows:
+        rows = []
+        for label, options in mixes:
             cells = [label]
             for mode, decode in columns:
                 found = results.find(mode, decode=decode, **options)
                 cells.append(f"{min(result['ratio']['median'] for result in found):.2f}" if found else "")
-            lines.append(_row(cells))
-        parts.append("\n".join(lines))
+            rows.append(cells)
+        parts.append(_table(head, rows))
     return "\n\n".join(parts)
 
 

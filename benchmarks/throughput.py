@@ -62,13 +62,11 @@ from ffcv_cropmix.data.replacing import replacing
 from ffcv_cropmix.data.sidecar import read_sidecar
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.options import option, parse_options, require
-from peers import ALL, AUTHORS, CROPMIX, PEERS, STOCK, VARIANTS, Job, Peer
+from peers import ALL, AUTHORS, CROPMIX, CUTMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
 REPOSITORY = Path(__file__).parents[1]
 WARM_BATCHES, TIMED_BATCHES = 5, 10
 SLOW, SLOW_ROUNDS = 4, 3
-CUTMIX = "cutmix-234", "cutmix-234-ycbcr"
-"""The variants that `report.files_section` shows."""
 MEMORY_BATCH = 512
 BUFFERS = 5  # that FFCV fills in turn: batches_ahead + 2
 PACKAGES = ("ffcv", "numba", "numpy", "torch", "torchvision", "pillow", "opencv-python", "spdl", "nvidia-dali-cuda130")

@@ -205,10 +205,10 @@ def compile_sample(kind: Specialization) -> tuple[Any, Any, Any]:
     """
     dct = kind.dct
     sample_layers = _compile_sampler(kind.sample_layers, kind.options.dtype)
-    needed = _compile_pixels_needed()
     new_scratch, render = compile_rgb_renderer(kind.two_pass)
     new_buffers, destroy_buffers, read_image = _compile_reader(dct)
     planar, boxed = kind.decode == "ycbcr" and not kind.two_pass, dct or kind.decode != "rgb"
+    needed = _compile_pixels_needed() if boxed else pixels_needed
     new_planes = new_planes_scratch if planar else _new_nothing
     render_planar = _compile_render_planes() if planar else render
     coded = DCT if dct else JPG

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ffcv_cropmix.ffcv_compat import IntDecoder, ToTensor  # before FFCV: 5 s less
-
-# isort: split
 from ffcv_cropmix import CenterCropRGBImageDecoder, Loader, check_beton
 from ffcv_cropmix.data.reader import Beton
 from ffcv_cropmix.errors import DataError
+from ffcv_cropmix.ffcv_compat import IntDecoder, ToTensor
 
 MODES = ("raw", "jpg", "dct")
 

@@ -98,10 +98,9 @@ else:
                 inside.store(cgutils.true_bit, cgutils.gep_inbounds(inside, data, 0, 1))
             inside.ret_void()
 
-            loop_type = ir.FunctionType(_ADDRESS, [_ADDRESS] * 3)
-            loop = cgutils.get_or_insert_function(module, loop_type, f"ffcv_cropmix.{compile_parallel_for().symbol}")
+            loop = context.get_function(compile_parallel_for(), types.int64(types.int64, types.int64, types.int64))
             pointers = [builder.ptrtoint(value, _ADDRESS) for value in (called, shared)]
-            finished = builder.call(loop, [*pointers, values[2]])
+            finished = loop(builder, [*pointers, values[2]])
             failed = builder.or_(builder.icmp_signed("==", finished, _ADDRESS(0)), builder.load(places[1]))
             return builder.not_(failed)
 
