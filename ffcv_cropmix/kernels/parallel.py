@@ -14,7 +14,7 @@ from numba import njit, prange, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from .jit import OPTIONS, UNWRAPPED, compiled_once
+from .jit import UNWRAPPED, compiled_once
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
 
@@ -37,7 +37,7 @@ else:
 
     def task(function: Any) -> Any:
         """Compile a function for `parallel_for`."""
-        return njit(**UNWRAPPED, **OPTIONS)(function)
+        return njit(**UNWRAPPED)(function)
 
     @intrinsic
     def _call(typing_context: Any, function: Any, data: Any, number: Any) -> Any:
