@@ -14,7 +14,7 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import _dynfunc, njit, types
+from numba import _dynfunc, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils, config
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
@@ -30,7 +30,7 @@ OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 
 class _PartLibrary(JITCodeLibrary):
-    """The code of a function that only compiled functions call. It is optimised, and becomes machine code, as theirs."""
+    """The code of a function that only compiled functions call: it is optimised and made machine code with theirs."""
 
     def _optimize_final_module(self) -> None:
         pass
