@@ -179,6 +179,7 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
             return None
         component[huffman.DC_TABLE], component[huffman.AC_TABLE] = dc, 4 + ac
     fast = np.empty((8, 1 << huffman.FAST_BITS), np.int32)
+    single = np.empty_like(fast[0])
     tables = huffman.Tables(
         np.empty((8, 17), np.int64), np.empty((8, 17), np.int64), np.zeros((8, 256), np.uint8), fast.ravel()
     )
@@ -187,15 +188,18 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         counts = np.frombuffer(table[:16], np.uint8)
         tables.values[number, : len(table) - 16] = np.frombuffer(table[16:], np.uint8)
         _prepare_table(counts, tables.limits[number], tables.offsets[number])
-        _prepare_fast_table(counts, tables.values[number], number >= 4, fast[number])
+        _prepare_fast_table(counts, tables.values[number], number >= 4, single, fast[number])
 
     mcus = grid.rows * grid.columns
     segments = np.empty(2 + (mcus - 1) // (markers.interval or mcus), np.int64)
     scan = np.zeros(len(data) - markers.scan + 16 * len(segments) + 512, np.uint8)
-    if _unstuff(np.frombuffer(data, np.uint8), markers.scan, scan, segments) != len(segments) - 1:
+    stored = np.frombuffer(data, np.uint8)
+    marks = markers.scan + np.flatnonzero(stored[markers.scan :] == 0xFF)
+    if _unstuff(stored, markers.scan, marks, scan, segments) != len(segments) - 1:
         return None
     each = frame[:, huffman.ROWS] * frame[:, huffman.COLUMNS]
-    room, strip = (len(parts), MOST_CODES * int(each.max())), 12 * MOST_CODES * int(frame[:, huffman.COLUMNS].max())
+    room = len(parts), MOST_CODES * int(each.max())
+    strip = 12 * (MOST_CODES * int(frame[:, huffman.COLUMNS].max()) + 1)
     strips = huffman.Strips(np.empty((3, 12), np.int64), np.empty(strip, np.uint8), np.empty(strip, np.uint16))
     found = huffman.ByteCode(
         counts=np.empty(each.sum(), np.uint8),

@@ -12,14 +12,15 @@ import numpy as np
 from .coefficient_code import FIRST_ESCAPE, LARGEST_MAGNITUDE, NOT_NEGATIVE, ZIGZAG, code_of, whole
 from .jit import uncounted
 
-FAST_BITS = 12
-"""A code and the bits of its coefficient are looked up together if they have at most this many bits."""
+FAST_BITS = 11
+"""Codes and the bits of their coefficients are looked up together, as many as fit in this many bits: at most two."""
 
 H, V, ROWS, COLUMNS, BLOCKS_BEFORE, DC_TABLE, AC_TABLE = range(7)
 """Columns of a frame, one row per component: sampling factors, size in blocks, number of blocks of the components
 before it, numbers of its tables."""
 
 _END_OF_BLOCK, _ZEROS = 0x00, 0xF0
+_END, _CODE = 1 << 6, 255 << 8  # parts of an entry, see `prepare_fast_table`
 
 
 class Grid(NamedTuple):
@@ -43,7 +44,7 @@ class Strips(NamedTuple):
     """Working memory of `read_scan`: the codes of a row of MCUs, one strip per row of blocks of each component."""
 
     cursors: Any  # int64 (3, 12)
-    codes: Any  # uint8 (12 * n,), where a row of blocks has at most n codes
+    codes: Any  # uint8 (12 * n,), where a row of blocks has fewer than n codes
     escapes: Any  # uint16 (12 * n,)
 
 
@@ -77,12 +78,13 @@ def prepare_table(counts, limits, offsets):
 
 
 @uncounted
-def prepare_fast_table(counts, values, coefficients, fast):
+def prepare_fast_table(counts, values, coefficients, single, fast):
     """Fill a look-up table that is indexed by the next FAST_BITS bits. Its entries are
 
-    - bits | code << 8 | (run + 1) << 16 for a Huffman code with the bits of its coefficient, if both fit and
-      `coefficient_code` has a code for the run and the coefficient; `bits` is the number of bits of both;
-    - the number of bits, for the end of a block;
+    - bits | number << 4 | end << 6 | code << 8 | second << 16 | steps << 24 for one or two Huffman codes with the bits
+      of their coefficients, or the end of a block alone or after the first, if all fit and `coefficient_code` has codes
+      for the coefficients: number of bits, number of coefficients, whether the block ends, the codes, and the number of
+      positions that they take, one of them for the end, which a full block lacks;
     - -(value << 8 | bits) for another Huffman code, alone;
     - 0 if the Huffman code is longer.
 
@@ -90,31 +92,37 @@ def prepare_fast_table(counts, values, coefficients, fast):
         counts: uint8 (16,), as in a JPEG.
         values: uint8 (n,), as in a JPEG.
         coefficients: whether to include entries with coefficients and the end of a block.
+        single: int32 (1 << FAST_BITS,), working memory.
         fast: int32 (1 << FAST_BITS,), filled.
     """
     for k in range(fast.size):
-        fast[k] = 0
+        single[k] = 0
     code = number = 0
     for length in range(1, FAST_BITS + 1):
         for _ in range(counts[length - 1]):
             value = whole(values[number])
             run, size = value >> 4, value & 15
             for k in range(code << (FAST_BITS - length), (code + 1) << (FAST_BITS - length)):
-                fast[k] = -(value << 8 | length)
+                single[k] = -(value << 8 | length)
             spare = FAST_BITS - length - size
             if coefficients and value == _END_OF_BLOCK:
                 for k in range(code << spare, (code + 1) << spare):
-                    fast[k] = length
+                    single[k] = length | _END | 1 << 24
             elif coefficients and size > 0 and spare >= 0:
                 for bits in range(1 << size):
                     found = code_of(run, _value(bits, size))
                     if found < FIRST_ESCAPE:
                         begin = (code << size | bits) << spare
                         for k in range(begin, begin + (1 << spare)):
-                            fast[k] = (length + size) | found << 8 | (run + 1) << 16
+                            single[k] = (length + size) | 1 << 4 | found << 8 | (run + 1) << 24
             code += 1
             number += 1
         code <<= 1
+    for k in range(fast.size):
+        first = whole(single[k])
+        second = whole(single[k << (first & 15) & (fast.size - 1)])
+        both = first > 0 and not first & _END and second > 0 and (first & 15) + (second & 15) <= FAST_BITS
+        fast[k] = first + (second & ~_CODE) + ((second & _CODE) << 8) if both else first
 
 
 @uncounted
@@ -124,22 +132,22 @@ def _value(bits, size):
 
 
 @uncounted
-def _refilled(scan, position, buffer, bits):
-    """Refill a buffer that has `bits` valid bits to at least 56."""
-    at = position & NOT_NEGATIVE
+def _bits_from(scan, bit):
+    """Return the bits from number `bit` on: at least 57, the first in the highest place, then zeros."""
+    at = (bit >> 3) & NOT_NEGATIVE
     word = np.uint64(0)
     for k in range(8):  # one load for LLVM
         word |= np.uint64(scan[at + k]) << np.uint64(56 - 8 * k)
-    return buffer | (word >> np.uint64(bits))
+    return word << np.uint64(bit & 7)
 
 
 @uncounted
-def _find(buffer, least, number, tables):
-    """Return (bits, value) of the code of at least `least` bits that a buffer begins with; bits is 0 if there is none.
+def _find(word, least, number, tables):
+    """Return (bits, value) of the code of at least `least` bits that a word begins with; bits is 0 if there is none.
 
     `number` is the number of the table.
     """
-    code = whole(buffer >> np.uint64(48))
+    code = whole(word >> np.uint64(48))
     for length in range(least, 17):
         if code < tables.limits[number, length]:
             place = tables.offsets[number, length] + (code >> (16 - length))
@@ -148,32 +156,39 @@ def _find(buffer, least, number, tables):
 
 
 @uncounted
-def unstuff(data, start, scan, segments):
+def _copy(source, first, target, place, count):
+    """Copy `count` items, from `first` on, to `place` and on."""
+    first &= NOT_NEGATIVE
+    place &= NOT_NEGATIVE
+    for k in range(count):
+        target[place + k] = source[first + k]
+
+
+@uncounted
+def unstuff(data, start, marks, scan, segments):
     """Copy the entropy-coded data without the zeros after 0xFF and without restart markers.
 
     Args:
         data: uint8 (n,), the file.
         start: offset of the entropy-coded data.
+        marks: int64 (k,), offsets of all bytes 0xFF from there on.
         scan: uint8, filled, with 16 zeros after each segment.
         segments: int64 (m,), filled with the offset of each segment between restart markers, and the end of the last.
 
     Returns:
-        Number of segments; 0 if they do not fit `segments`.
+        Number of segments; 0 if they do not fit `segments`, or no marker ends the last.
     """
-    at = count = 0
-    k = start
-    segments[0] = 0
-    while k + 1 < data.size:
-        byte = data[k]
-        k += 1
-        if byte != 0xFF:
-            scan[at] = byte
-            at += 1
+    at = count = segments[0] = 0
+    for mark in marks:
+        if mark < start:  # a fill byte
             continue
-        while k < data.size and data[k] == 0xFF:  # fill bytes
-            k += 1
-        marker = data[k] if k < data.size else 0xD9
-        k += 1
+        _copy(data, start, scan, at, mark - start)
+        at += mark - start
+        start = mark + 1
+        while start < data.size and data[start] == 0xFF:
+            start += 1
+        marker = whole(data[start]) if start < data.size else 0xD9
+        start += 1
         if marker == 0:
             scan[at] = 0xFF
             at += 1
@@ -186,13 +201,8 @@ def unstuff(data, start, scan, segments):
             return 0
         segments[count] = at
         if not 0xD0 <= marker <= 0xD7:
-            break
-    else:
-        for zero in range(at, at + 16):
-            scan[zero] = 0
-        count += 1
-        segments[count if count < segments.size else 0] = at + 16
-    return count
+            return count
+    return 0
 
 
 @uncounted
@@ -216,7 +226,7 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
     components, width = len(frame), strip_codes.size // 12
     predicted = cursors[2]
     segment, left = 0, interval
-    position, bits, buffer = segments[0], whole(0), np.uint64(0)
+    bit, end = 8 * segments[0], 8 * (segments[1] - 16)
     for component in range(components):
         totals[component, 0] = totals[component, 1] = predicted[component] = 0
     for mcu_row in range(grid.rows):
@@ -224,11 +234,11 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
             cursors[0, strip] = cursors[1, strip] = 0
         for mcu_column in range(grid.columns):
             if left == 0:
-                if 8 * position - bits > 8 * (segments[segment + 1] - 16):
+                if bit > end:
                     return False
                 segment += 1
                 left = interval
-                position, bits, buffer = segments[segment], whole(0), np.uint64(0)
+                bit, end = 8 * segments[segment], 8 * (segments[segment + 1] - 16)
                 for component in range(components):
                     predicted[component] = 0
             left -= 1
@@ -239,70 +249,66 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
                     row, strip = mcu_row * frame[component, V] + y, 4 * component + y
                     for x in range(frame[component, H]):
                         column = mcu_column * frame[component, H] + x
-                        if position > segments[segment + 1]:
+                        if bit > end:
                             return False
-                        buffer = _refilled(scan, position, buffer, bits)
-                        position += (63 - bits) >> 3
-                        bits |= 56
-                        entry = -whole(fast[(dc << FAST_BITS) + whole(buffer >> np.uint64(64 - FAST_BITS))])
+                        word = _bits_from(scan, bit)
+                        entry = -whole(fast[(dc << FAST_BITS) + whole(word >> np.uint64(64 - FAST_BITS))])
                         length, size = entry & 255, entry >> 8
                         if length == 0:
-                            length, size = _find(buffer, FAST_BITS + 1, dc, tables)
+                            length, size = _find(word, FAST_BITS + 1, dc, tables)
                         if length == 0 or size > 15:
                             return False
-                        buffer <<= np.uint64(length)
+                        word <<= np.uint64(length)
                         if size > 0:
-                            predicted[component] += _value(whole(buffer >> np.uint64(64 - size)), size)
-                        buffer <<= np.uint64(size)
-                        bits -= length + size
+                            predicted[component] += _value(whole(word >> np.uint64(64 - size)), size)
+                        bit += length + size
                         code, escape = cursors[0, strip], cursors[1, strip]
-                        lookup, target = (ac << FAST_BITS) & NOT_NEGATIVE, (strip * width + code) & NOT_NEGATIVE
-                        count = k = 0
-                        while k < 63:
-                            buffer = _refilled(scan, position, buffer, bits)
-                            position += (63 - bits) >> 3
-                            bits |= 56
-                            entry = whole(fast[lookup + whole(buffer >> np.uint64(64 - FAST_BITS))])
-                            if entry > 0:
-                                used, run = entry & 255, entry >> 16
-                                buffer <<= np.uint64(used)
-                                bits -= used
-                                if run == 0:
+                        lookup, start, k = (ac << FAST_BITS) & NOT_NEGATIVE, strip * width + code, 0
+                        at = start
+                        while True:
+                            word = _bits_from(scan, bit)
+                            for _ in range(57 // FAST_BITS):
+                                entry = whole(fast[lookup + whole(word >> np.uint64(64 - FAST_BITS))])
+                                steps = entry >> 24
+                                if entry <= 0 or k + steps > 63:
                                     break
-                                k += run
-                                if k > 63:
-                                    return False
-                                strip_codes[target + count] = entry >> 8 & 255
-                                count += 1
+                                word <<= np.uint64(entry & 15)
+                                bit += entry & 15
+                                place = at & NOT_NEGATIVE
+                                strip_codes[place] = entry >> 8 & 255
+                                strip_codes[place + 1] = entry >> 16 & 255  # if it is none, overwritten
+                                at += entry >> 4 & 3
+                                k = k + steps | entry & _END  # more than 63 after the end
+                            else:
                                 continue
-                            run, least = 0, FAST_BITS + 1
+                            if k >= 63:
+                                break
+                            # A single code; if `fast` has two, the first fills the block.
+                            run, least, entry = 0, 1 if entry > 0 else FAST_BITS + 1, min(entry, 0)
                             while True:
+                                word = _bits_from(scan, bit)
                                 length, symbol = -entry & 255, -entry >> 8
                                 if length == 0:
-                                    length, symbol = _find(buffer, least, ac, tables)
+                                    length, symbol = _find(word, least, ac, tables)
                                     if length == 0:
                                         return False
-                                buffer <<= np.uint64(length)
-                                bits -= length
+                                bit += length
                                 run, size = run + (symbol >> 4), symbol & 15
                                 if symbol != _ZEROS:
                                     break
-                                run += 1
-                                buffer = _refilled(scan, position, buffer, bits)
-                                position += (63 - bits) >> 3
-                                bits |= 56
-                                entry, least = 0, 1  # `fast` assumes that no zeros precede
+                                if run > 63:
+                                    return False
+                                run, least, entry = run + 1, 1, 0  # `fast` assumes that no zeros precede
                             if size == 0:  # the end of the block
                                 break
-                            value = _value(whole(buffer >> np.uint64(64 - size)), size)
-                            buffer <<= np.uint64(size)
-                            bits -= size
+                            value = _value(whole(word << np.uint64(length) >> np.uint64(64 - size)), size)
+                            bit += size
                             k += run + 1
                             if k > 63 or abs(value) > LARGEST_MAGNITUDE:
                                 return False
                             found = code_of(run, value)
-                            strip_codes[target + count] = found
-                            count += 1
+                            strip_codes[at] = found
+                            at += 1
                             if found >= FIRST_ESCAPE:
                                 strip_escapes[strip * width + escape] = run << 10 | abs(value)
                                 escape += 1
@@ -310,21 +316,19 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
                             if not -32768 <= predicted[component] < 32768:
                                 return False
                             block = frame[component, BLOCKS_BEFORE] + row * columns + column
-                            filled.counts[block], filled.levels[block] = count, predicted[component]
-                            cursors[0, strip], cursors[1, strip] = code + count, escape
+                            filled.counts[block], filled.levels[block] = at - start, predicted[component]
+                            cursors[0, strip], cursors[1, strip] = code + at - start, escape
         for component in range(components):
             for y in range(frame[component, V]):
                 row, strip = mcu_row * frame[component, V] + y, 4 * component + y
                 if row < frame[component, ROWS]:
                     code, escape = totals[component]
-                    for k in range(cursors[0, strip]):
-                        filled.codes[component, code + k] = strip_codes[strip * width + k]
-                    for k in range(cursors[1, strip]):
-                        filled.escapes[component, escape + k] = strip_escapes[strip * width + k]
+                    _copy(strip_codes, strip * width, filled.codes[component], code, cursors[0, strip])
+                    _copy(strip_escapes, strip * width, filled.escapes[component], escape, cursors[1, strip])
                     filled.row_escapes[component, row] = cursors[1, strip]
                     totals[component, 0] += cursors[0, strip]
                     totals[component, 1] += cursors[1, strip]
-    return 8 * position - bits <= 8 * (segments[segment + 1] - 16)
+    return bit <= end
 
 
 @uncounted

@@ -16,9 +16,11 @@ from backports import zstd
 from PIL import Image
 
 from ffcv_cropmix.data import encode as module
+from ffcv_cropmix.data import jpeg as jpeg_module
 from ffcv_cropmix.data.dct import decode_dct, encode_dct, to_jpeg, unpack
 from ffcv_cropmix.data.encode import DCT, EncodeOptions, encode_file
 from ffcv_cropmix.data.jpeg import Component, Header, write_jpeg
+from ffcv_cropmix.kernels import huffman
 from tests import naive
 from tests.betons import photo
 from tests.jpegs import sampled
@@ -123,6 +125,15 @@ def random_blocks(quantisation: int, largest: int, count: int = 64) -> bytes:
     return write_jpeg(Header(37, 61, [component]), coefficients)
 
 
+def zeros_without_end() -> bytes:
+    """A file of 8 x 8 px whose bits are all 0, which means 16 zeros. Libjpeg stops at the end of the block."""
+    plain = saved(Image.new("L", (8, 8)))
+    tables, scan = plain.index(b"\xff\xc4"), plain.index(b"\xff\xda")
+    coefficients = bytes([0xFF, 0xC4, 0, 21, 0x10, 1, 1, *[0] * 14, 0xF0, 0])
+    first = plain[tables : tables + 2 + int.from_bytes(plain[tables + 2 : tables + 4], "big")]
+    return plain[:tables] + first + coefficients + plain[scan : scan + 10] + b"\0\xff\xd9"
+
+
 @pytest.mark.parametrize(
     "file",
     [
@@ -130,8 +141,9 @@ def random_blocks(quantisation: int, largest: int, count: int = 64) -> bytes:
         lambda: saved(Image.fromarray(photo(5)), keep_rgb=True),
         incomplete,
         lambda: random_blocks(255, 1000),  # sums overflow: libjpeg-turbo#207
+        zeros_without_end,
     ],
-    ids=["CMYK", "RGB", "incomplete", "overflow"],
+    ids=["CMYK", "RGB", "incomplete", "overflow", "zeros without end"],
 )
 def test_what_cannot_be_reproduced_is_encoded_again(file: Callable[[], bytes]) -> None:
     data = file()
@@ -139,6 +151,11 @@ def test_what_cannot_be_reproduced_is_encoded_again(file: Callable[[], bytes]) -
     assert origin == "other file"
     image = pixels(data).astype(int)
     assert np.abs(decode_dct(sample, *image.shape[:2]) - image).mean() < 5
+
+
+def test_nothing_beyond_the_data_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg_module, "_read_scan", huffman.read_scan)  # as Python, which checks each index
+    assert jpeg_module.read_jpeg(zeros_without_end(), 8, 8) is None
 
 
 def test_a_damaged_file_is_encoded_again() -> None:
