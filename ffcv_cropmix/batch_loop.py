@@ -135,23 +135,6 @@ def _read_jpeg(data, height, width, box, planar, buffers):
     return turbojpeg.decode_jpeg_rows(data, height, width, box[2], buffers) << 1
 
 
-def _dct_reader(buffers: Any) -> Any:
-    """Return the counterpart of `_read_jpeg` for mode dct. Its largest functions are compiled separately.
-
-    Args:
-        buffers: type of the buffers.
-    """
-    decode_plane = compiled_once(dct_pixels.decode_plane, _INT64, _INT64, _BOX, buffers)
-    make_rgb = compiled_once(dct_pixels.make_rgb, types.none, _INT64, _BOX, _INT64, buffers)
-    decode_dct = dct_pixels.decoder(decode_plane, make_rgb)
-
-    def read_dct(data, height, width, box, planar, buffers):
-        code, planes = decode_dct(data, height, width, box, planar, buffers)
-        return code << 1 | planes
-
-    return read_dct
-
-
 @cache
 def _compile_reader(dct: bool) -> tuple[Any, Any, Any]:
     """Return the compiled functions that read the images of a field.
@@ -174,6 +157,7 @@ def _compile_reader(dct: bool) -> tuple[Any, Any, Any]:
         def destroy_buffers(buffers):
             dct_pixels.destroy_context(buffers.context)
 
+        read_image = dct_pixels.compile_decode_dct()
     else:
 
         @jit
@@ -184,12 +168,10 @@ def _compile_reader(dct: bool) -> tuple[Any, Any, Any]:
         def destroy_buffers(buffers):
             pass
 
-    example = new_buffers(8, 8, 81, 0)
-    buffers = numba.typeof(example)
-    destroy_buffers(example)
-    read_image = _dct_reader(buffers) if dct else _read_jpeg
-    arguments = BYTES, _INT64, _INT64, _BOX, types.boolean, buffers
-    return new_buffers, destroy_buffers, compiled_once(read_image, _INT64, *arguments)
+        buffers = numba.typeof(new_buffers(8, 8, 81, 0))
+        read_image = compiled_once(_read_jpeg, _INT64, BYTES, _INT64, _INT64, _BOX, types.boolean, buffers)
+
+    return new_buffers, destroy_buffers, read_image
 
 
 @cache

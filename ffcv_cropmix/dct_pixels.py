@@ -5,18 +5,21 @@ The pixels equal libjpeg-turbo's accurate decoding of the JPEG bit for bit.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
+from numba import types
 
-from .dct import OK, decode_blocks, largest_content, new_context, open_dct
+from .dct import BAD_DCT, OK, new_context, open_dct
 from .dct import destroy_context as destroy_context
 from .dct import new_buffers as new_dct_buffers
 from .kernels.arrays import empty
-from .kernels.coefficient_code import COLUMNS, COMPONENTS, ROWS, H, V
+from .kernels.coefficient_code import COLUMNS, COMPONENTS, FIRST_ROW, H_STEP, ROWS, V_STEP, decode_row
 from .kernels.colour import PIXELS, blend_rows, widen, ycbcr_to_rgb
 from .kernels.idct import inverse_dct
-from .kernels.jit import jit, uncounted
+from .kernels.jit import compiled_once, jit, uncounted
 from .kernels.planes import (
     ACROSS,
     ACROSS_TRIANGLE,
@@ -51,7 +54,7 @@ def new_buffers(largest_height, largest_width):
     row = width + 2 * PIXELS
     return PixelBuffers(
         new_context(),
-        new_dct_buffers(largest_content(largest_height, largest_width), (largest_height + 7) // 8),
+        new_dct_buffers(largest_height, largest_width),
         empty(8 * width, np.int16),
         empty(width // 8 + 1, np.uint8),
         empty((3, LAYOUT), np.int64),
@@ -61,55 +64,51 @@ def new_buffers(largest_height, largest_width):
 
 
 @uncounted
-def _lay_out(dct, height, width, layout):
-    """Fill the layout of the planes: their places, and how libjpeg upsamples them. Return where they end."""
-    most_h = most_v = 0
-    end = 3 * (height * width + PIXELS)
-    for component in range(dct.together[COMPONENTS]):
-        most_h, most_v = max(most_h, dct.geometry[component, H]), max(most_v, dct.geometry[component, V])
-    for component in range(dct.together[COMPONENTS]):
-        plane, part = layout[component], dct.geometry[component]
-        down, across = most_v // part[V], most_h // part[H]
-        plane[PLANE], plane[STRIDE] = end, 8 * (part[COLUMNS] + 1)  # blocks are transformed in pairs
-        plane[HEIGHT], plane[WIDTH] = (height + down - 1) // down, (width + across - 1) // across
-        plane[DOWN], plane[ACROSS] = down, across
-        wide = across == 1 or plane[WIDTH] > 2  # libjpeg's condition
-        plane[DOWN_TRIANGLE] = down == 2 and across <= 2 and wide
-        plane[ACROSS_TRIANGLE] = across == 2 and down <= 2 and wide
-        end += 8 * part[ROWS] * plane[STRIDE]
-    return end
-
-
-@uncounted
 def _needed(first, stop, size, factor, triangle):
     """Return the (first, last) sample along an axis of a plane that pixels first to stop - 1 depend on."""
     return max(first // factor - triangle, 0), min((stop - 1) // factor + triangle, size - 1)
 
 
 @uncounted
-def decode_plane(component, box, buffers):
-    """Decode the samples of a component that the pixels of a box depend on; return OK or an error code."""
-    plane = buffers.layout[component]
-    top, bottom = _needed(box[0], box[2], plane[HEIGHT], plane[DOWN], plane[DOWN_TRIANGLE])
-    left, right = _needed(box[1], box[3], plane[WIDTH], plane[ACROSS], plane[ACROSS_TRIANGLE])
+def decode_plane(component, height, width, box, start, buffers):
+    """Lay out the plane of a component, and decode the samples that the pixels of a box depend on.
+
+    Args:
+        component: 0 to 2.
+        height, width: size of the image, px.
+        box: int64 (4,), see `decode_dct`.
+        start: offset of the plane in buffers.pixels.
+        buffers: PixelBuffers; `open_dct` has filled buffers.dct.
+
+    Returns:
+        The offset of the end of the plane; 0 if the sample is damaged.
+    """
+    dct, plane = buffers.dct, buffers.layout[component]
+    part, quantisation = dct.parts[component], dct.quantisation[component]
+    down, across = part[V_STEP], part[H_STEP]
+    stride = 8 * (part[COLUMNS] + 1)  # blocks are transformed in pairs
+    own_height, own_width = (height + down - 1) // down, (width + across - 1) // across
+    wide = across == 1 or own_width > 2  # libjpeg's condition
+    triangle_down = down == 2 and across <= 2 and wide
+    triangle_across = across == 2 and down <= 2 and wide
+    top, bottom = _needed(box[0], box[2], own_height, down, triangle_down)
+    left, right = _needed(box[1], box[3], own_width, across, triangle_across)
+    plane[PLANE], plane[STRIDE], plane[HEIGHT], plane[WIDTH] = start, stride, own_height, own_width
+    plane[DOWN], plane[ACROSS] = down, across
+    plane[DOWN_TRIANGLE], plane[ACROSS_TRIANGLE] = triangle_down, triangle_across
     plane[FIRST], plane[COUNT] = left, right + 1 - left
     first = left // 8
     columns = right // 8 + 1 - first
+    coefficients, last = buffers.coefficients, buffers.last
     for row in range(top // 8, bottom // 8 + 1):
-        code = decode_blocks(buffers.dct, component, row, first, columns, buffers.coefficients, 0, buffers.last, 0)
-        if code != OK:
-            return code
-        buffers.last[columns] = 0
-        inverse_dct(
-            buffers.coefficients,
-            buffers.dct.quantisation[component],
-            buffers.last,
-            (columns + 1) // 2,
-            buffers.pixels,
-            plane[PLANE] + 8 * (row * plane[STRIDE] + first),
-            plane[STRIDE],
-        )
-    return OK
+        if not decode_row(
+            dct.content, dct.together, dct.index, part[FIRST_ROW] + row, first, columns, coefficients, last
+        ):
+            return 0
+        last[columns] = 0
+        at = start + 8 * (row * stride + first)
+        inverse_dct(coefficients, quantisation, last, (columns + 1) // 2, buffers.pixels, at, stride)
+    return start + 8 * part[ROWS] * stride
 
 
 @uncounted
@@ -159,41 +158,44 @@ def make_rgb(width, box, row, buffers):
         ycbcr_to_rgb(pixels, luma + left, blue + left, red + left, pixels, 3 * (y * width + left), count)
 
 
-def decoder(decode_plane, make_rgb):
-    """Make the kernel `decode_dct` from the two kernels above, or from separately compiled versions of them."""
+@cache
+def compile_decode_dct() -> Any:
+    """Compile the kernel `decode_dct`, once for all callers. Its largest functions are compiled separately."""
+    example = new_buffers(8, 8)
+    destroy_context(example.context)
+    int64, box, buffers = types.int64, types.Array(types.int64, 1, "C"), numba.typeof(example)
+    plane = compiled_once(decode_plane, int64, int64, int64, int64, box, int64, buffers)
+    rgb = compiled_once(make_rgb, types.none, int64, box, int64, buffers)
 
-    @uncounted
     def decode_dct(data, height, width, box, planar, buffers):
         """Decode the part of a sample that the pixels of a box depend on into buffers.pixels.
 
         Args:
-            data: uint8 (n,), the sample, see `open_dct`.
+            data: uint8 (n,), the sample, read-only, see `open_dct`.
             height, width: the expected size of the image, px.
             box: int64 (4,), top, left, bottom, right, px; bottom and right are exclusive; not empty.
             planar: keep planes if luma has the full resolution, and blue and red the same resolution as each other.
             buffers: PixelBuffers.
 
         Returns:
-            (code, planes): `code` is OK or an error code of `open_dct`; after an error the pixels are undefined.
-            `planes` is True if the result is planes, described by buffers.layout, and False if it is the RGB rows of
-            the image. Pixels outside the box are undefined.
+            code << 1 | planes. `code` is OK or an error code of `open_dct`; after an error the pixels are undefined.
+            `planes` is 1 if the result is planes, described by buffers.layout, and 0 if it is the RGB rows of the
+            image. Pixels outside the box are undefined.
         """
         code = open_dct(buffers.context, data, height, width, buffers.dct)
         if code != OK:
-            return code, False
+            return code << 1
         layout, components = buffers.layout, buffers.dct.together[COMPONENTS]
-        end = _lay_out(buffers.dct, height, width, layout)
+        end = 3 * (height * width + PIXELS)
         for component in range(components):
-            code = decode_plane(component, box, buffers)
-            if code != OK:
-                return code, False
+            end = plane(component, height, width, box, end, buffers)
+            if end == 0:
+                return BAD_DCT << 1
         alike = layout[1, DOWN] == layout[2, DOWN] and layout[1, ACROSS] == layout[2, ACROSS]
         if planar and components == 3 and layout[0, DOWN] * layout[0, ACROSS] == 1 and alike:
-            return OK, True
-        make_rgb(width, box, end, buffers)
-        return OK, False
+            return OK << 1 | 1
+        rgb(width, box, end, buffers)
+        return OK << 1
 
-    return decode_dct
-
-
-decode_dct = decoder(decode_plane, make_rgb)
+    data = types.Array(types.uint8, 1, "C", readonly=True)
+    return compiled_once(decode_dct, int64, data, int64, int64, box, types.boolean, buffers)

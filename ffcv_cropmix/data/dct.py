@@ -11,12 +11,12 @@ from backports import zstd
 
 from .. import dct, dct_pixels
 from ..dct import HEADER, MAGIC, OK
-from ..kernels.coefficient_code import BLOCKS, COMPONENTS, H, V
+from ..kernels.coefficient_code import ALL_ROWS, BLOCKS, COMPONENTS, FIRST_BLOCK, decode_row
 from ..kernels.jit import entry
 from .jpeg import Coded, Component, Header, read_jpeg, write_jpeg
 
-_new_dct_buffers, _open_dct, _decode_codes = entry(dct.new_buffers), entry(dct.open_dct), entry(dct.decode_codes)
-_new_buffers, _decode_dct = entry(dct_pixels.new_buffers), entry(dct_pixels.decode_dct)
+_new_dct_buffers, _open_dct, _decode_row = entry(dct.new_buffers), entry(dct.open_dct), entry(decode_row)
+_new_buffers = entry(dct_pixels.new_buffers)
 _destroy_context = dct_pixels.destroy_context
 _STEP = 512  # px; working memory grows in steps of this
 
@@ -95,6 +95,17 @@ class _Reader:
 _reader = lru_cache(maxsize=1)(_Reader)
 
 
+@cache
+def _decoder() -> Any:
+    decode = dct_pixels.compile_decode_dct()
+
+    @entry
+    def decode_rgb(data, height, width, box, buffers):
+        return decode(data, height, width, box, False, buffers)
+
+    return decode_rgb
+
+
 def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
     """Decode a sample of this size to RGB, uint8 (height, width, 3), as the decoders do; None if it is damaged.
 
@@ -102,24 +113,26 @@ def decode_dct(sample: bytes, height: int, width: int) -> np.ndarray | None:
     """
     buffers = _reader(-(-height // _STEP) * _STEP, -(-width // _STEP) * _STEP).buffers
     box = np.array([0, 0, height, width])
-    code, _ = _decode_dct(np.frombuffer(sample, np.uint8), height, width, box, False, buffers)
+    code = _decoder()(np.frombuffer(sample, np.uint8), height, width, box, buffers) >> 1
     return buffers.pixels[: 3 * height * width].reshape(height, width, 3) if code == OK else None
 
 
 def unpack(sample: bytes, height: int, width: int) -> tuple[Header, np.ndarray] | None:
     """Return the JPEG's header and its coefficients, int16 (blocks, 64), in natural order; None if it is damaged."""
     data, context = np.frombuffer(sample, np.uint8), dct.new_context()
-    buffers = _new_dct_buffers(dct.largest_content(height, width), -(-height // 8))
+    buffers = _new_dct_buffers(height, width)
     code = _open_dct(context, data, height, width, buffers)
     dct.destroy_context(context)
     if code != OK:
         return None
-    blocks, components = int(buffers.together[BLOCKS]), int(buffers.together[COMPONENTS])
-    coefficients = np.empty(64 * blocks, np.int16)
-    if _decode_codes(buffers, coefficients, np.empty(blocks, np.uint8)) != OK:
-        return None
-    factors = buffers.geometry[:components, [H, V]].tolist()
-    parts = [Component(h, v, table.copy()) for (h, v), table in zip(factors, buffers.quantisation)]
+    coefficients, last = np.empty(64 * buffers.together[BLOCKS], np.int16), np.empty(width, np.uint8)
+    for row in range(buffers.together[ALL_ROWS]):
+        first, end = (int(number) for number in buffers.index[row : row + 2, FIRST_BLOCK])
+        target = coefficients[64 * first :]
+        if not _decode_row(buffers.content, buffers.together, buffers.index, row, 0, end - first, target, last):
+            return None
+    components = buffers.together[COMPONENTS]
+    parts = [Component(f >> 4, f & 15, q.copy()) for f, q in zip(sample[9 : 9 + components], buffers.quantisation)]
     return Header(height, width, parts), coefficients.reshape(-1, 64)
 
 

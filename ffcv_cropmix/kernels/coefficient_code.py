@@ -41,20 +41,18 @@ MOST_CODES = 63
 LARGEST_MAGNITUDE = 1023
 """Largest magnitude of a coefficient other than the first of its block."""
 
-ROWS, COLUMNS, COUNTS, DIFFERENCES, CODES, ESCAPES, ROW_ESCAPES, FIRST_INDEX, N_CODES, N_ESCAPES, FIRST_BLOCK, H, V = (
-    range(13)
-)
-"""Columns that describe a component: its size in blocks; the offsets in the content of its counts, its differences of
-first coefficients, its codes, its escapes and its numbers of escapes per row; its first row in the index; its number of
-codes and of escapes; the number of blocks of the components before it; its sampling factors."""
+V_STEP, H_STEP, ROWS, COLUMNS, FIRST_ROW, N_CODES, N_ESCAPES = range(7)
+"""Columns that describe a component: pixels per sample, down and across; its size in blocks; the number of rows of
+blocks of the components before it; its numbers of codes and of escapes."""
 
-BLOCKS, ALL_ROWS, ALL_ESCAPES, COMPONENTS = range(4)
-"""Columns that describe all components together: number of blocks, rows of blocks, escapes and components. The content
+COMPONENTS, BLOCKS, ALL_ROWS, ALL_CODES, ALL_ESCAPES = range(5)
+"""Columns that describe all components together: numbers of components, of blocks, of rows of blocks, of codes and of
+escapes."""
+
+CODES_AT, ESCAPES_AT, LEVEL, FIRST_BLOCK = range(4)
+"""Columns of the index of the rows of blocks of all components: the offsets in the content of the row's first code and
+of the low byte of its first escape; the first coefficient of its first block; the number of this block. The content
 stores 16-bit numbers as all low bytes, then all high bytes."""
-
-CODES_AT, ESCAPES_AT, LEVEL = range(3)
-"""Columns of the index, for each row of blocks: the number of its first code, the number of its first escape, and the
-first coefficient of its first block."""
 
 
 NOT_NEGATIVE = 2**62 - 1
@@ -123,90 +121,97 @@ def _wrapped(value):
 
 
 @uncounted
-def index_rows(content, part, together, index):
-    """Find where each row of blocks of a component begins.
+def index_rows(content, parts, together, index):
+    """Find where each row of blocks begins.
 
     Args:
         content: uint8 (n,), the decompressed sample.
-        part: int64 (13,), see ROWS.
-        together: int64 (4,), see BLOCKS.
-        index: int64 (n, 3), see CODES_AT; filled from row part[FIRST_INDEX] on, for the component's rows and one more.
+        parts: int64 (components, 7), see V_STEP.
+        together: int64 (5,), see COMPONENTS.
+        index: int64 (n, 4), see CODES_AT; filled for all rows and one more.
 
     Returns:
         Whether the numbers of codes and escapes are consistent.
     """
-    code = escape = level = 0
-    for row in range(part[ROWS]):
-        first, at = row * part[COLUMNS], part[FIRST_INDEX] + row
-        low = part[DIFFERENCES] + first
-        level = _wrapped(level + _signed(_pair(content, low, low + together[BLOCKS])))
-        index[at, CODES_AT], index[at, ESCAPES_AT], index[at, LEVEL] = code, escape, level
-        for block in range(part[COUNTS] + first, part[COUNTS] + first + part[COLUMNS]):
-            count = whole(content[block])
-            if count > MOST_CODES:
-                return False
-            code += count
-        escape += _pair(content, part[ROW_ESCAPES] + row, part[ROW_ESCAPES] + row + together[ALL_ROWS])
-    at = part[FIRST_INDEX] + part[ROWS]
-    index[at, CODES_AT], index[at, ESCAPES_AT], index[at, LEVEL] = code, escape, 0
-    return code == part[N_CODES] and escape == part[N_ESCAPES]
+    blocks, rows = together[BLOCKS], together[ALL_ROWS]
+    counts = 128 * together[COMPONENTS]
+    low, row_escapes = counts + blocks, counts + 3 * blocks
+    code, row, block = row_escapes + 2 * rows, 0, 0
+    escape = code + together[ALL_CODES]
+    for component in range(together[COMPONENTS]):
+        part = parts[component]
+        last_code, last_escape, level = code + part[N_CODES], escape + part[N_ESCAPES], 0
+        for _ in range(part[ROWS]):
+            level = _wrapped(level + _signed(_pair(content, low + block, low + blocks + block)))
+            index[row, CODES_AT], index[row, ESCAPES_AT], index[row, LEVEL] = code, escape, level
+            index[row, FIRST_BLOCK] = block
+            for _ in range(part[COLUMNS]):
+                count = whole(content[counts + block])
+                if count > MOST_CODES:
+                    return False
+                code += count
+                block += 1
+            escape += _pair(content, row_escapes + row, row_escapes + rows + row)
+            row += 1
+        if code != last_code or escape != last_escape:
+            return False
+    index[row, ESCAPES_AT], index[row, FIRST_BLOCK] = escape, block
+    return True
 
 
 @uncounted
-def decode_row(content, part, together, index, row, first_column, columns, coefficients, place, last, last_place):
+def decode_row(content, together, index, row, first_column, columns, coefficients, last):
     """Decode some neighbouring blocks of one row of blocks.
 
     Args:
         content: uint8 (n,), the decompressed sample.
-        part, together, index: see `index_rows`, which must have returned True.
-        row: row of blocks.
+        together, index: see `index_rows`, which must have returned True.
+        row: row of the index.
         first_column, columns: first block in the row, and number of blocks.
-        coefficients: int16 (n,); 64 per block are filled from `place` on, in natural order, not dequantised.
-        place: offset in `coefficients`.
-        last: uint8 (n,); filled from `last_place` on with the position in ZIGZAG of each block's last nonzero
-            coefficient.
-        last_place: offset in `last`.
+        coefficients: int16 (at least 64 * columns,), filled in natural order, not dequantised.
+        last: uint8 (at least columns,), filled with the position in ZIGZAG of each block's last nonzero coefficient.
 
     Returns:
         Whether the codes are valid. Invalid codes write nothing outside these blocks either.
     """
     # Loaded once: the compiler has to assume that the stores below change these values.
-    counts, low, high = part[COUNTS], part[DIFFERENCES], part[DIFFERENCES] + together[BLOCKS]
-    escapes_low, escapes_high = part[ESCAPES], part[ESCAPES] + together[ALL_ESCAPES]
-    first, at = row * part[COLUMNS], part[FIRST_INDEX] + row
-    code, escape, level = part[CODES] + index[at, CODES_AT], index[at, ESCAPES_AT], index[at, LEVEL]
-    escape_end = index[at + 1, ESCAPES_AT]
-    whole_row = first_column + columns == part[COLUMNS]
-    for block in range(first, first + first_column):
-        if block > first:
-            level += _signed(_pair(content, low + block, high + block))
-        count = whole(content[counts + block])
-        for skipped in range(code, code + count):
-            escape += content[skipped] >= FIRST_ESCAPE
-        code += count
+    blocks, escapes = together[BLOCKS], together[ALL_ESCAPES]
+    counts = 128 * together[COMPONENTS]
+    low = counts + blocks
+    code, escape, level, first = (
+        index[row, CODES_AT],
+        index[row, ESCAPES_AT],
+        index[row, LEVEL],
+        index[row, FIRST_BLOCK],
+    )
+    escape_end, row_end = index[row + 1, ESCAPES_AT], index[row + 1, FIRST_BLOCK]
+    end = first + first_column + columns
     furthest = 0
-    for column in range(columns):
-        block, target = first + first_column + column, (place + 64 * column) & NOT_NEGATIVE
-        for k in range(64):
-            coefficients[target + k] = 0
-        count = whole(content[counts + block])
-        code &= NOT_NEGATIVE
-        position = 0
-        for number in range(count):
-            found = content[code + number]
-            meaning = whole(MEANING[found])
-            if found >= FIRST_ESCAPE:
-                meaning = 0
-                if escape < escape_end:
-                    bits = _pair(content, escapes_low + escape, escapes_high + escape)
-                    meaning = ((bits & 1023) * (1 - 2 * (whole(found) & 1))) << 16 | ((bits >> 10) + 1)
-                escape += 1
-            position += meaning & 127
-            coefficients[target + whole(ZIGZAG[position & 63])] = meaning >> 16
-        code += count
+    for block in range(first, end):
         if block > first:
-            level += _signed(_pair(content, low + block, high + block))
-        coefficients[target] = _wrapped(level)
-        last[last_place + column] = min(position, 63)
-        furthest = max(furthest, position)
-    return furthest < 64 and (escape == escape_end if whole_row else escape <= escape_end)
+            level += _signed(_pair(content, low + block, low + blocks + block))
+        count, column = whole(content[counts + block]), block - first - first_column
+        code &= NOT_NEGATIVE
+        if column < 0:
+            for number in range(count):
+                escape += content[code + number] >= FIRST_ESCAPE
+        else:
+            target, position = 64 * column & NOT_NEGATIVE, 0
+            for k in range(64):
+                coefficients[target + k] = 0
+            for number in range(count):
+                found = content[code + number]
+                meaning = whole(MEANING[found])
+                if found >= FIRST_ESCAPE:
+                    meaning = 0
+                    if escape < escape_end:
+                        bits = _pair(content, escape, escape + escapes)
+                        meaning = ((bits & 1023) * (1 - 2 * (whole(found) & 1))) << 16 | ((bits >> 10) + 1)
+                    escape += 1
+                position += meaning & 127
+                coefficients[target + whole(ZIGZAG[position & 63])] = meaning >> 16
+            coefficients[target] = _wrapped(level)
+            last[column] = min(position, 63)
+            furthest = max(furthest, position)
+        code += count
+    return furthest < 64 and (escape == escape_end if end == row_end else escape <= escape_end)

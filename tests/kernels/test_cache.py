@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from numba import config
+from numba.core import event
 
-from ffcv_cropmix import batch_loop, decoders, functional, turbojpeg
+from ffcv_cropmix import batch_loop, dct_pixels, decoders, functional, turbojpeg
+from ffcv_cropmix.data import dct
+from ffcv_cropmix.data.encode import EncodeOptions, encode
 from ffcv_cropmix.kernels import cache
 from ffcv_cropmix.kernels.jit import entry, jit
 from ffcv_cropmix.kernels.render import padded
@@ -179,3 +183,14 @@ assert not compiled.buffer
     result = subprocess.run([sys.executable, "-c", code], cwd=race.ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == expected
+
+
+def test_the_decoder_that_a_conversion_compiles_is_loaded_to_read_the_file(folder: Path) -> None:
+    for compiled in (dct_pixels.compile_decode_dct, dct._decoder):
+        compiled.cache_clear()
+    encode(0, np.zeros((8, 8, 3), np.uint8), EncodeOptions(write_mode="dct"))
+    for compiled in (dct_pixels.compile_decode_dct, batch_loop._compile_reader):
+        compiled.cache_clear()
+    with event.install_recorder("numba:compile") as recorded:
+        batch_loop._compile_reader(True)
+    assert not recorded.buffer

@@ -10,12 +10,11 @@ from backports import zstd
 
 from ffcv_cropmix import dct
 from ffcv_cropmix.kernels import coefficient_code
-from ffcv_cropmix.kernels.coefficient_code import COLUMNS, COMPONENTS, ROWS, H, V
+from ffcv_cropmix.kernels.coefficient_code import ALL_ROWS, COLUMNS, FIRST_BLOCK, FIRST_ROW, ROWS, decode_row
 from ffcv_cropmix.kernels.jit import entry
 from tests import naive
 
-_new_buffers, _open_dct, _decode_codes = entry(dct.new_buffers), entry(dct.open_dct), entry(dct.decode_codes)
-_decode_blocks, _largest = entry(dct.decode_blocks), entry(dct.largest_content)
+_new_buffers, _open_dct, _decode_row = entry(dct.new_buffers), entry(dct.open_dct), entry(decode_row)
 FACTORS = {"gray": [(1, 1)], "444": [(1, 1)] * 3, "420": [(2, 2), (1, 1), (1, 1)], "411": [(4, 1), (1, 1), (1, 1)]}
 
 
@@ -46,11 +45,21 @@ def image(kind: str, height: int, width: int, seed: int = 0) -> tuple[list, list
 def opened(sample: bytes, height: int, width: int, jitted: bool = True):
     """The code of `open_dct`, and its buffers."""
     new_buffers, open_dct = (_new_buffers, _open_dct) if jitted else (dct.new_buffers, dct.open_dct)
-    buffers = new_buffers(_largest(height, width), (height + 7) // 8)
+    buffers = new_buffers(height, width)
     context = dct.new_context()
     code = open_dct(context, np.frombuffer(sample, np.uint8), height, width, buffers)
     dct.destroy_context(context)
     return code, buffers
+
+
+def decoded(decode, buffers, row: int, first: int, columns: int) -> tuple[bool, np.ndarray, list[int]]:
+    """Whether a part of a row is valid, its blocks, and where each ends. Nothing else may be written."""
+    coefficients, last = np.full(64 * columns + 256, 99, np.int16), np.full(columns + 4, 99, np.uint8)
+    target, target_last = coefficients[128:-128], last[2:-2]
+    sound = decode(buffers.content, buffers.together, buffers.index, row, first, columns, target, target_last)
+    assert set(coefficients[:128]) == set(coefficients[-128:]) == {99}
+    assert [*last[:2], *last[-2:]] == [99] * 4
+    return sound, target.reshape(-1, 64), target_last.tolist()
 
 
 def ends(blocks: np.ndarray) -> list[int]:
@@ -64,31 +73,30 @@ def test_as_defined(kind: str, size: tuple[int, int]) -> None:
     factors, tables, planes = image(kind, *size)
     sample = naive.dct_sample(*size, factors, tables, planes)
     blocks = np.concatenate([plane.reshape(-1, 64) for plane in planes])
-    for jitted, decode in ((True, _decode_codes), (False, dct.decode_codes)):
+    for jitted, decode in ((True, _decode_row), (False, decode_row)):
         code, buffers = opened(sample, *size, jitted)
         assert code == dct.OK
-        count = int(buffers.together[COMPONENTS])
-        assert buffers.geometry[:count, [ROWS, COLUMNS]].tolist() == [list(plane.shape[:2]) for plane in planes]
-        assert buffers.geometry[:count, [H, V]].tolist() == [list(pair) for pair in factors]
-        assert (buffers.quantisation[:count] == tables).all()
-        coefficients, last = np.full(64 * len(blocks), 99, np.int16), np.full(len(blocks), 99, np.uint8)
-        assert decode(buffers, coefficients, last) == dct.OK
-        assert (coefficients.reshape(-1, 64) == blocks).all()
-        assert last.tolist() == ends(blocks)
+        assert buffers.parts[: len(planes), [ROWS, COLUMNS]].tolist() == [list(plane.shape[:2]) for plane in planes]
+        assert (buffers.quantisation[: len(planes)] == tables).all()
+        assert buffers.index[buffers.together[ALL_ROWS], FIRST_BLOCK] == len(blocks)
+        for row, expected in enumerate([row for plane in planes for row in plane]):
+            sound, found, last = decoded(decode, buffers, row, 0, len(expected))
+            assert sound
+            assert (found == expected).all()
+            assert last == ends(expected)
 
 
 def test_part_of_a_row() -> None:
     height, width = 40, 70
     factors, tables, planes = image("420", height, width, seed=1)
     _, buffers = opened(naive.dct_sample(height, width, factors, tables, planes), height, width)
-    for decode in (_decode_blocks, dct.decode_blocks):
+    for decode in (_decode_row, decode_row):
         for component, row, first, columns in ((0, 4, 0, 9), (0, 0, 3, 1), (2, 2, 1, 4), (1, 1, 4, 1), (0, 2, 8, 1)):
-            coefficients, last = np.full(64 * columns + 128, 99, np.int16), np.full(columns + 4, 99, np.uint8)
-            assert decode(buffers, component, row, first, columns, coefficients, 64, last, 2) == dct.OK
+            sound, found, last = decoded(decode, buffers, buffers.parts[component, FIRST_ROW] + row, first, columns)
             expected = planes[component][row, first : first + columns]
-            assert (coefficients[64:-64].reshape(-1, 64) == expected).all()
-            assert last.tolist() == [99, 99, *ends(expected), 99, 99]
-            assert set(coefficients[:64]) == set(coefficients[-64:]) == {99}
+            assert sound
+            assert (found == expected).all()
+            assert last == ends(expected)
 
 
 def test_what_a_header_may_not_say() -> None:
@@ -102,9 +110,9 @@ def test_what_a_header_may_not_say() -> None:
 
     assert opened(sample, height, width)[0] == dct.OK
     assert opened(sample, height + 1, width)[0] == dct.OTHER_SIZE
-    assert opened(changed(6, 31), height, width)[0] == dct.OTHER_SIZE
+    assert opened(changed(6, 31), height, width)[0] == opened(changed(4, 0, 0), height, width)[0] == dct.OTHER_SIZE
     wrong = [bytes(sample[:size]) for size in (0, 3, 35, 36, len(sample) - 1)]
-    wrong += [changed(0, 0), changed(3, 2), changed(4, 0, 0), changed(8, 0), changed(8, 2), changed(8, 4)]
+    wrong += [changed(0, 0), changed(3, 2), changed(8, 0), changed(8, 2), changed(8, 4)]
     wrong += [changed(9, 0x02), changed(9, 0x20), changed(9, 0x52), changed(9, 0x32, 0x21), changed(9, 0x11)]
     wrong += [changed(12, 255, 255, 255, 255), changed(12, sample[12] ^ 1), changed(24, sample[24] ^ 1), changed(40, 9)]
     for data in wrong:
@@ -129,17 +137,12 @@ def test_damaged_codes_stay_in_their_blocks() -> None:
         if code != dct.OK:
             results.append(code)
             continue
-        for component in range(3):
-            rows, columns = buffers.geometry[component, [ROWS, COLUMNS]].tolist()
-            for row in range(rows):
-                first, count = (int(k) for k in sorted(random.integers(0, columns, 2)))
-                count = max(count - first, 1)
-                coefficients, last = np.full(64 * count + 256, 99, np.int16), np.full(count + 4, 99, np.uint8)
-                results.append(_decode_blocks(buffers, component, row, first, count, coefficients, 128, last, 2))
-                assert set(coefficients[:128]) == set(coefficients[-128:]) == {99}
-                assert [*last[:2], *last[-2:]] == [99] * 4
-                blocks = coefficients[128:-128].reshape(-1, 64)
-                assert all(end <= said <= 63 for end, said in zip(ends(blocks), last[2:-2]))
+        for row in range(buffers.together[ALL_ROWS]):
+            columns = int(buffers.index[row + 1, FIRST_BLOCK] - buffers.index[row, FIRST_BLOCK])
+            first, count = (int(k) for k in sorted(random.integers(0, columns, 2)))
+            sound, blocks, last = decoded(_decode_row, buffers, row, first, max(count - first, 1))
+            results.append(dct.OK if sound else dct.BAD_DCT)
+            assert all(end <= said <= 63 for end, said in zip(ends(blocks), last))
     assert set(results) == {dct.OK, dct.BAD_DCT}
 
 
