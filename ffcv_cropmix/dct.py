@@ -94,7 +94,7 @@ def _read_header(data, height, width, parts, together):
     if _number(data, 4, 2) != height or _number(data, 6, 2) != width:
         return OTHER_SIZE
     components = np.int64(data[8])
-    if components != 1 and components != 3:
+    if height < 1 or width < 1 or (components != 1 and components != 3):
         return BAD_DCT
     most_h = most_v = np.int64(0)
     for component in range(components):
@@ -113,6 +113,8 @@ def _read_header(data, height, width, parts, together):
         part[COLUMNS] = (width * h + 8 * most_h - 1) // (8 * most_h)
         part[N_CODES], part[N_ESCAPES] = _number(data, 12 + 4 * component, 4), _number(data, 24 + 4 * component, 4)
         part[FIRST_ROW] = rows
+        if part[N_ESCAPES] > part[N_CODES]:
+            return BAD_DCT
         blocks += part[ROWS] * part[COLUMNS]
         rows += part[ROWS]
         codes += part[N_CODES]

@@ -55,8 +55,14 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def sampled(factors: Sequence[tuple[int, int]], height: int, width: int) -> bytes:
-    """A JPEG of random plain blocks with components of these (horizontal, vertical) sampling factors."""
+def sampled(factors: Sequence[tuple[int, int]], height: int, width: int, rest: str = "1010") -> bytes:
+    """A JPEG of random blocks with components of these (horizontal, vertical) sampling factors.
+
+    Args:
+        factors: of each component.
+        height, width: of the image, px.
+        rest: bits of the coefficients but the first of each block, also of padding blocks; by default none.
+    """
     random = np.random.default_rng(0)
     file = BytesIO()
     Image.new("L", (8, 8)).save(file, "JPEG", quality=90)
@@ -70,10 +76,10 @@ def sampled(factors: Sequence[tuple[int, int]], height: int, width: int) -> byte
             for _ in range(horizontal * vertical):
                 value = int(random.integers(-70, 70))
                 difference, values[component] = value - values[component], value
-                size = abs(difference).bit_length()  # its code in the standard table, the bits, and: the rest is zero
+                size = abs(difference).bit_length()  # its code in the standard table, and the bits
                 bits += ("00", "010", "011", "100", "101", "110", "1110", "11110", "111110")[size]
                 bits += f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}" if size else ""
-                bits += "1010"
+                bits += rest
     bits += "1" * (-len(bits) % 8)
     data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
     numbers = range(1, len(factors) + 1)

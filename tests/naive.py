@@ -113,6 +113,58 @@ def zigzag() -> list[int]:
 
 
 LARGEST = (78, 16, 6, 5, 3, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)  # docs/dct.md
+CODES = [(run, v * sign) for run, most in enumerate(LARGEST) for v in range(1, most + 1) for sign in (1, -1)]
+"""Run and coefficient of the codes 0 to 253"""
+
+
+def fast_entry(window: str, table: dict[str, int], coefficients: bool) -> int:
+    """An entry of `kernels.huffman.prepare_fast_table` for these bits; table: Huffman codes and their symbols."""
+
+    def first(bits: str) -> tuple[int, int]:
+        """Length and symbol of the Huffman code at the start; the length is 0 if the bits do not complete it."""
+        return next(((k, table[bits[:k]]) for k in range(1, len(bits) + 1) if bits[:k] in table), (0, 0))
+
+    bits = end = steps = 0
+    found: list[int] = []
+    while coefficients and not end and len(found) < 2:
+        length, symbol = first(window[bits:])
+        run, size = divmod(symbol, 16)
+        if length and symbol == 0:
+            bits, end, steps = bits + length, 1, steps + 1
+            continue
+        number = window[bits + length :][:size]
+        if length == 0 or size == 0 or len(number) < size:
+            break
+        value = int(number, 2) if number[0] == "1" else int(number, 2) - 2**size + 1
+        if (run, value) not in CODES:
+            break
+        found.append(CODES.index((run, value)))
+        bits, steps = bits + length + size, steps + run + 1
+    if found or end:
+        code, second = [*found, 0, 0][:2]
+        return bits | len(found) << 4 | end << 6 | code << 8 | second << 16 | steps << 24
+    length, symbol = first(window)
+    return -(symbol << 8 | length) if length else 0
+
+
+def unstuffed(data: bytes) -> list[bytes]:
+    """The segments of entropy-coded data between restart markers, up to any other marker (T.81, B.1.1.5)."""
+    segments, k = [bytearray()], 0
+    while k + 1 < len(data):
+        if data[k] != 0xFF:
+            segments[-1].append(data[k])
+            k += 1
+        elif data[k + 1] == 0xFF:  # a fill byte
+            k += 1
+        else:
+            if data[k + 1] == 0:
+                segments[-1].append(0xFF)
+            elif 0xD0 <= data[k + 1] <= 0xD7:
+                segments.append(bytearray())
+            else:
+                break
+            k += 2
+    return [bytes(segment) for segment in segments]
 
 
 def dct_content(quantisation: list[np.ndarray], planes: list[np.ndarray]) -> tuple[bytes, list[int], list[int]]:
@@ -123,7 +175,6 @@ def dct_content(quantisation: list[np.ndarray], planes: list[np.ndarray]) -> tup
         planes: integers (rows, columns, 64), coefficients of its blocks.
     """
     order = zigzag()
-    pairs = [(run, v * sign) for run, most in enumerate(LARGEST) for v in range(1, most + 1) for sign in (1, -1)]
     numbers, differences, row_escapes, counts, codes, escapes = [], [], [], [], [], []
     for plane in planes:
         own_codes, own_escapes = [], []
@@ -139,8 +190,8 @@ def dct_content(quantisation: list[np.ndarray], planes: list[np.ndarray]) -> tup
                     if value == 0:
                         run += 1
                         continue
-                    if (run, value) in pairs:
-                        own_codes.append(pairs.index((run, value)))
+                    if (run, value) in CODES:
+                        own_codes.append(CODES.index((run, value)))
                     else:
                         own_codes.append(254 + (value < 0))
                         own_escapes.append(run << 10 | abs(value))

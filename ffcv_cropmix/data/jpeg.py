@@ -183,8 +183,8 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
     tables = huffman.Tables(
         np.empty((8, 17), np.int64), np.empty((8, 17), np.int64), np.zeros((8, 256), np.uint8), fast.ravel()
     )
-    for key, table in markers.huffman.items():
-        number = (key >> 4) * 4 + (key & 15)
+    for key in {key for dc, ac in markers.tables for key in (dc, 16 | ac)}:  # libjpeg has checked no others
+        table, number = markers.huffman[key], (key >> 4) * 4 + (key & 15)
         counts = np.frombuffer(table[:16], np.uint8)
         tables.values[number, : len(table) - 16] = np.frombuffer(table[16:], np.uint8)
         _prepare_table(counts, tables.limits[number], tables.offsets[number])
@@ -199,7 +199,7 @@ def read_jpeg(data: bytes, height: int, width: int) -> Coded | None:
         return None
     each = frame[:, huffman.ROWS] * frame[:, huffman.COLUMNS]
     room = len(parts), MOST_CODES * int(each.max())
-    strip = 12 * (MOST_CODES * int(frame[:, huffman.COLUMNS].max()) + 1)
+    strip = 12 * (MOST_CODES * (int(frame[:, huffman.COLUMNS].max()) + 1) + 1)
     strips = huffman.Strips(np.empty((3, 12), np.int64), np.empty(strip, np.uint8), np.empty(strip, np.uint16))
     found = huffman.ByteCode(
         counts=np.empty(each.sum(), np.uint8),

@@ -46,8 +46,8 @@ V_STEP, H_STEP, ROWS, COLUMNS, FIRST_ROW, N_CODES, N_ESCAPES = range(7)
 blocks of the components before it; its numbers of codes and of escapes."""
 
 COMPONENTS, BLOCKS, ALL_ROWS, ALL_CODES, ALL_ESCAPES = range(5)
-"""Columns that describe all components together: numbers of components, of blocks, of rows of blocks, of codes and of
-escapes."""
+"""Items of the array that describes all components together: numbers of components, of blocks, of rows of blocks, of
+codes and of escapes."""
 
 CODES_AT, ESCAPES_AT, LEVEL, FIRST_BLOCK = range(4)
 """Columns of the index of the rows of blocks of all components: the offsets in the content of the row's first code and
@@ -128,7 +128,7 @@ def index_rows(content, parts, together, index):
         content: uint8 (n,), the decompressed sample.
         parts: int64 (components, 7), see V_STEP.
         together: int64 (5,), see COMPONENTS.
-        index: int64 (n, 4), see CODES_AT; filled for all rows and one more.
+        index: int64 (n, 4), see CODES_AT; filled for all rows. One more row says where the last ends.
 
     Returns:
         Whether the numbers of codes and escapes are consistent.

@@ -44,7 +44,7 @@ class Strips(NamedTuple):
     """Working memory of `read_scan`: the codes of a row of MCUs, one strip per row of blocks of each component."""
 
     cursors: Any  # int64 (3, 12)
-    codes: Any  # uint8 (12 * n,), where a row of blocks has fewer than n codes
+    codes: Any  # uint8 (12 * n,), where a row of blocks and a padding block have fewer than n codes
     escapes: Any  # uint16 (12 * n,)
 
 
@@ -81,15 +81,15 @@ def prepare_table(counts, limits, offsets):
 def prepare_fast_table(counts, values, coefficients, single, fast):
     """Fill a look-up table that is indexed by the next FAST_BITS bits. Its entries are
 
-    - bits | number << 4 | end << 6 | code << 8 | second << 16 | steps << 24 for one or two Huffman codes with the bits
-      of their coefficients, or the end of a block alone or after the first, if all fit and `coefficient_code` has codes
-      for the coefficients: number of bits, number of coefficients, whether the block ends, the codes, and the number of
-      positions that they take, one of them for the end, which a full block lacks;
+    - bits | number << 4 | end << 6 | code << 8 | second << 16 | steps << 24 for one or two Huffman codes, decoded.
+      `bits`: their length with the bits of their coefficients; `number`: coefficients, 0 to 2; `end`: 1 if the block
+      ends; `code`, `second`: the codes of `coefficient_code`; `steps`: positions in the block, where the end counts as
+      one (a full block has no end);
     - -(value << 8 | bits) for another Huffman code, alone;
     - 0 if the Huffman code is longer.
 
     Args:
-        counts: uint8 (16,), as in a JPEG.
+        counts: uint8 (16,), as in a JPEG: there are at most as many codes of each length as possible.
         values: uint8 (n,), as in a JPEG.
         coefficients: whether to include entries with coefficients and the end of a block.
         single: int32 (1 << FAST_BITS,), working memory.
@@ -276,14 +276,14 @@ def read_scan(scan, segments, interval, grid, tables, strips, filled):
                                 bit += entry & 15
                                 place = at & NOT_NEGATIVE
                                 strip_codes[place] = entry >> 8 & 255
-                                strip_codes[place + 1] = entry >> 16 & 255  # if it is none, overwritten
+                                strip_codes[place + 1] = entry >> 16 & 255  # overwritten if there is none
                                 at += entry >> 4 & 3
                                 k = k + steps | entry & _END  # more than 63 after the end
                             else:
                                 continue
                             if k >= 63:
                                 break
-                            # A single code; if `fast` has two, the first fills the block.
+                            # Decode one Huffman code: `fast` has none, or its two go beyond the end of the block.
                             run, least, entry = 0, 1 if entry > 0 else FAST_BITS + 1, min(entry, 0)
                             while True:
                                 word = _bits_from(scan, bit)

@@ -19,6 +19,7 @@ from numba.core import cgutils, config
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.environment import lookup_environment
 from numba.core.typing.ctypes_utils import from_ctypes
 from numba.extending import intrinsic, lower_builtin, register_jitable, type_callable
 
@@ -29,8 +30,33 @@ from .cache import DiskCache, identity
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 
-class _PartLibrary(JITCodeLibrary):
-    """The code of a function that only compiled functions call: it is optimised and made machine code with theirs."""
+class _CallerLibrary(JITCodeLibrary):
+    """The machine code of a function that Python calls, with that of its callees.
+
+    Numba sets the environment of a function, which it needs to print and to raise exceptions with arguments, only if
+    the function has machine code of its own.
+    """
+
+    def _finalize_specific(self) -> None:
+        super()._finalize_specific()
+        codegen: Any = self._codegen
+        for variable in self._final_module.global_variables:
+            environment = lookup_environment(variable.name)
+            if environment is not None:
+                codegen.set_env(variable.name, environment)
+
+
+class _CallerCompiler(Compiler):
+    library: type[JITCodeLibrary] = _CallerLibrary
+
+    def define_pipelines(self) -> Any:
+        self.state.library = self.library(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        self.state.library.enable_object_caching()
+        return super().define_pipelines()
+
+
+class _CalleeLibrary(JITCodeLibrary):
+    """The LLVM code of a function that only compiled functions call. It is optimised and compiled in its callers."""
 
     def _optimize_final_module(self) -> None:
         pass
@@ -40,20 +66,23 @@ class _PartLibrary(JITCodeLibrary):
         self._finalized = True
 
 
-class _PartCompiler(Compiler):
-    """Compile a function into a `_PartLibrary`.
+class _CalleeCompiler(_CallerCompiler):
+    """Compile a function into a `_CalleeLibrary`. Such functions must not call each other recursively.
 
-    Numba's own compiler makes machine code for each function, and again for each caller: a third of the whole time.
+    Numba's own compiler generates machine code for each function on its own, and again within each caller. That is a
+    third of the compile time.
     """
 
+    library = _CalleeLibrary
+
     def define_pipelines(self) -> Any:
-        self.state.library = _PartLibrary(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
         self.state.flags.no_compile = True
         return super().define_pipelines()
 
     def _compile_core(self) -> Any:
         result = super()._compile_core()
-        # Numba finds the code of a callee by its function for Python. This one has no code, and is never called.
+        # Numba looks up a callee by the Python function of its compiled code. This placeholder has no code: calling it
+        # crashes.
         described, libraries = result.fndesc, (result.library,)
         module, name = described.lookup_module(), described.qualname
         key = _dynfunc.make_function(module, name, "", 0, result.environment, libraries)
@@ -61,11 +90,11 @@ class _PartCompiler(Compiler):
         return result._replace(entry_point=key)
 
 
-_FOR_PYTHON: Any = {"no_cfunc_wrapper": True, **OPTIONS}
+_FOR_PYTHON: Any = {"no_cfunc_wrapper": True, "pipeline_class": _CallerCompiler, **OPTIONS}
 
 # A kernel: compiled if compiled code calls it, plain Python if Python does. It compiles in a third of the time of njit,
 # which wraps each function for both, and compiles it again for each constant that it is called with.
-UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _PartCompiler, **OPTIONS}
+UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _CalleeCompiler, **OPTIONS}
 jit = register_jitable(**UNWRAPPED)
 
 # The same, for a kernel that gets all its arrays from the caller and returns only numbers. Numba counts references to
@@ -118,7 +147,8 @@ else:
             arguments: numba types of the arguments.
             parallel: run loops over prange in numba's threads.
         """
-        compiled: Any = CFunc(function, (arguments, result), locals={}, options={"parallel": parallel, **OPTIONS})
+        options = {"parallel": parallel, **OPTIONS}
+        compiled: Any = CFunc(function, (arguments, result), {}, options, pipeline_class=_CallerCompiler)
         name = _name(function)
         if name is not None and parallel:
             name += " parallel"

@@ -153,8 +153,42 @@ def test_what_cannot_be_reproduced_is_encoded_again(file: Callable[[], bytes]) -
     assert np.abs(decode_dct(sample, *image.shape[:2]) - image).mean() < 5
 
 
-def test_nothing_beyond_the_data_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_module, "_read_scan", huffman.read_scan)  # as Python, which checks each index
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read JPEGs by kernels as Python, which checks each index."""
+    for name in ("prepare_table", "prepare_fast_table", "unstuff", "read_scan"):
+        monkeypatch.setattr(jpeg_module, f"_{name}", getattr(huffman, name))
+
+
+@pytest.mark.parametrize("rest", [63 * "001", 20 * "001" + "1010"], ids=["full", "20 coefficients"])
+@pytest.mark.parametrize("factors", [[(2, 2), (1, 1), (1, 1)], [(1, 1), (1, 1), (2, 4)]], ids=["420", "large red"])
+def test_coefficients_in_padding_blocks(checked: None, factors: list[tuple[int, int]], rest: str) -> None:
+    data = sampled(factors, 32, 24, rest)
+    origin, sample = stored(data)
+    assert origin == "file"
+    assert (decode_dct(sample, 32, 24) == module._decode(data, 32, 24)).all()
+
+
+@pytest.mark.parametrize("factors", [[(2, 2), (1, 1), (1, 1)], [(1, 1), (1, 1), (2, 4)], [(1, 1)]])
+def test_full_blocks(checked: None, factors: list[tuple[int, int]]) -> None:
+    random = np.random.default_rng(0)
+    header = Header(32, 24, [Component(h, v, np.ones(64, np.uint16)) for h, v in factors])
+    grid = jpeg_module.grid_of(header).frame
+    blocks = int((grid[:, huffman.ROWS] * grid[:, huffman.COLUMNS]).sum())
+    coefficients = random.choice([-5, -2, -1, 1, 2, 5], (blocks, 64)).astype(np.int16)
+    sample = encode_dct(write_jpeg(header, coefficients), 32, 24, 1)
+    assert (unpack(sample, 32, 24)[1] == coefficients).all()
+
+
+def test_a_table_that_is_not_used(checked: None) -> None:
+    """Libjpeg does not check it: it has more codes of one bit than there are."""
+    plain = jpeg(photo(5))
+    scan = plain.index(b"\xff\xda")
+    table = bytes([0xFF, 0xC4, 0, 219, 0x13, 200, *[0] * 15, *[1] * 200])
+    assert stored(plain[:scan] + table + plain[scan:]) == stored(plain)
+
+
+def test_nothing_beyond_the_data_is_read(checked: None) -> None:
     assert jpeg_module.read_jpeg(zeros_without_end(), 8, 8) is None
 
 

@@ -117,6 +117,20 @@ def test_what_a_header_may_not_say() -> None:
     wrong += [changed(12, 255, 255, 255, 255), changed(12, sample[12] ^ 1), changed(24, sample[24] ^ 1), changed(40, 9)]
     for data in wrong:
         assert opened(data, height, width)[0] == dct.BAD_DCT, data[:36]
+    for size in ((0, 8), (8, 0)):  # as the metadata say
+        empty = naive.dct_header(*size, [(1, 1)], [0], [0]) + zstd.compress(bytes(128 + 2 * (size[0] > 0)))
+        assert opened(empty, *size)[0] == dct.BAD_DCT
+    content = bytes(128) + bytes([1, 0, 0, 2, 0, 254, 1, 1, 0, 0])  # a block with 1 code, 2 escapes
+    assert opened(naive.dct_header(8, 8, [(1, 1)], [1], [2]) + zstd.compress(content), 8, 8)[0] == dct.BAD_DCT
+    assert (
+        opened(
+            naive.dct_header(8, 8, [(1, 1)], [2], [2])
+            + zstd.compress(bytes(128) + bytes([2, 0, 0, 2, 0, 254, 254, 1, 1, 0, 0])),
+            8,
+            8,
+        )[0]
+        == dct.OK
+    )
 
 
 def test_damaged_codes_stay_in_their_blocks() -> None:
