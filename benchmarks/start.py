@@ -156,13 +156,13 @@ def _two(package: str, beton: Path, cache: str) -> float:
 
 def run(folder: Path, rows: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
     """Measure both packages for a file with the given number of rows."""
-    from tqdm import tqdm
+    from ffcv_cropmix.progress import progress
 
     results = []
     for count in rows:
         beton = write_beton(folder / f"{count}.beton", count)
         found: dict[str, list[dict[str, float]]] = {package: [] for package in PACKAGES}
-        for _ in tqdm(range(rounds), f"{count:,} rows", unit=" rounds"):
+        for _ in progress(range(rounds), rounds, f"{count:,} rows", "rounds"):
             for package, measured in found.items():
                 with tempfile.TemporaryDirectory() as cache:
                     first = _one(package, beton, cache)

@@ -54,7 +54,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ffcv_cropmix.data.images import DCT, JPG, RAW
 from ffcv_cropmix.data.reader import Beton
@@ -62,6 +61,7 @@ from ffcv_cropmix.data.replacing import replacing
 from ffcv_cropmix.data.sidecar import read_sidecar
 from ffcv_cropmix.errors import DataError, run_program
 from ffcv_cropmix.options import option, parse_options, require
+from ffcv_cropmix.progress import progress
 from peers import ALL, AUTHORS, CROPMIX, CUTMIX, PEERS, STOCK, VARIANTS, Job, Peer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -185,10 +185,11 @@ def measure(jobs: dict[Case, Job], rounds: int, title: str) -> dict[Case, list[f
     loaders = {case: ALL[case.name].make(job) for case, job in jobs.items()}
     first: dict[Case, float] = {}
     # Peers with processes come first: they fork, which they should do before FFCV starts threads.
-    for case in tqdm(sorted(loaders, key=lambda case: ALL[case.name].reads != ("files",)), f"{title}: first pass"):
+    order = sorted(loaders, key=lambda case: ALL[case.name].reads != ("files",))
+    for case in progress(order, len(order), f"{title}: first pass", "peers"):
         first[case] = seconds_per_image(loaders[case])
     seconds: dict[Case, list[float | None]] = {case: [] for case in loaders}
-    for number in tqdm(range(rounds), f"{title}: rounds"):
+    for number in progress(range(rounds), rounds, title, "rounds"):
         for case, passes in loaders.items():
             slow = first[case] > SLOW * first[Case(STOCK, stock_mode(case.mode))]
             taken = not slow or number % SLOW_ROUNDS == 0
