@@ -58,6 +58,7 @@ def test_threads_that_would_end_the_process(betons) -> None:
 INTERRUPTED = """
 import signal, threading, time
 from tests.test_loader import Stage
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 pipelines["label"][1:1] = [Stage(lambda batch, _: time.sleep(1000), False)]
 batches = iter(Loader(sys.argv[1], 1, num_workers=1, os_cache=False, pipelines=pipelines))
 def interrupt():
