@@ -12,9 +12,9 @@ from numba import types
 from . import dct_pixels, turbojpeg
 from .data.images import DCT, JPG, RAW
 from .dct import BAD_DCT, OTHER_SIZE
-from .functional import BYTES, LAYERS, compile_render, compile_rgb_renderer
+from .functional import LAYERS, compile_render, compile_rgb_renderer
 from .kernels import sampling
-from .kernels.arrays import array_at, empty
+from .kernels.arrays import BYTES, array_at, empty
 from .kernels.checksum import xxh64
 from .kernels.jit import as_readonly, compiled_once, entry, jit
 from .kernels.layers import new_layers

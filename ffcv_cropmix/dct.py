@@ -91,11 +91,11 @@ def _read_header(data, height, width, parts, together):
     """Fill `parts` and `together` from the header of a sample; return OK, BAD_DCT or OTHER_SIZE."""
     if data.size < HEADER or not (data[0] == 68 and data[1] == 67 and data[2] == 84 and data[3] == 1):
         return BAD_DCT
-    if _number(data, 4, 2) != height or _number(data, 6, 2) != width:
-        return OTHER_SIZE
-    components = np.int64(data[8])
-    if height < 1 or width < 1 or (components != 1 and components != 3):
+    own_height, own_width, components = _number(data, 4, 2), _number(data, 6, 2), np.int64(data[8])
+    if own_height == 0 or own_width == 0 or (components != 1 and components != 3):
         return BAD_DCT
+    if own_height != height or own_width != width:
+        return OTHER_SIZE
     most_h = most_v = np.int64(0)
     for component in range(components):
         factors = np.int64(data[9 + component])

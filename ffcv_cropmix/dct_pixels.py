@@ -15,7 +15,7 @@ from numba import types
 from .dct import BAD_DCT, OK, new_context, open_dct
 from .dct import destroy_context as destroy_context
 from .dct import new_buffers as new_dct_buffers
-from .kernels.arrays import empty
+from .kernels.arrays import BYTES, empty
 from .kernels.coefficient_code import COLUMNS, COMPONENTS, FIRST_ROW, H_STEP, ROWS, V_STEP, decode_row
 from .kernels.colour import PIXELS, blend_rows, widen, ycbcr_to_rgb
 from .kernels.idct import inverse_dct
@@ -197,5 +197,4 @@ def compile_decode_dct() -> Any:
         rgb(width, box, end, buffers)
         return OK << 1
 
-    data = types.Array(types.uint8, 1, "C", readonly=True)
-    return compiled_once(decode_dct, int64, data, int64, int64, box, types.boolean, buffers)
+    return compiled_once(decode_dct, int64, BYTES, int64, int64, box, types.boolean, buffers)

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 from numba import types
 
+from .kernels.arrays import BYTES
 from .kernels.coefficients import AREA, BICUBIC, BILINEAR, NEGATIVE_LOBES
 from .kernels.jit import compiled_once, entry
 from .kernels.layers import collapse, new_layers
@@ -32,7 +33,7 @@ def interpolation_number(interpolation: str) -> int:
     return INTERPOLATIONS[interpolation]
 
 
-BYTES, IMAGE = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 3, "C")
+IMAGE = types.Array(types.uint8, 3, "C")
 LAYERS = numba.typeof(new_layers())
 
 

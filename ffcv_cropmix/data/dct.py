@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 from weakref import finalize
 
@@ -126,8 +127,8 @@ def unpack(sample: bytes, height: int, width: int) -> tuple[Header, np.ndarray] 
     if code != OK:
         return None
     coefficients, last = np.empty(64 * buffers.together[BLOCKS], np.int16), np.empty(width, np.uint8)
-    for row in range(buffers.together[ALL_ROWS]):
-        first, end = (int(number) for number in buffers.index[row : row + 2, FIRST_BLOCK])
+    firsts = buffers.index[: buffers.together[ALL_ROWS] + 1, FIRST_BLOCK].tolist()
+    for row, (first, end) in enumerate(pairwise(firsts)):
         target = coefficients[64 * first :]
         if not _decode_row(buffers.content, buffers.together, buffers.index, row, 0, end - first, target, last):
             return None

@@ -15,6 +15,9 @@ from numba.core import cgutils
 from numba.extending import lower_builtin, type_callable
 from numba.np.arrayobj import make_array, populate_array
 
+BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+"""Numba's type of stored samples and of pixels to be resampled, see `jit.as_readonly`."""
+
 
 def empty(shape: Any, dtype: Any) -> np.ndarray:
     """Return a new, uninitialised array.
